@@ -1,0 +1,177 @@
+"""Mappings of the published families and of this package (docs/mapping.md section 6).
+
+Each function turns the facts of one family into a `Mapping`. `offset` is the number of weights
+compressed before this one (FakeRoast); shifts such as i + offset are folded into g, exactly.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from roast_export.mapping import Element, Hash, Mapping, Sign
+
+UHASH_PRIME = 2038074743
+"""The modulus of FakeRoast's, ROBE's and our own hash, a prime below 2^31."""
+
+RZLINEAR_TILE = (32, 64)
+
+
+def _wrap(value: int) -> int:
+    """Two's-complement int64, so that a folded shift keeps the wrap-around of the sum it replaces."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    return shape[0], math.prod(shape[1:])
+
+
+def rzlinear(in_features: int, out_features: int, n_memory: int, random_numbers: list[int]) -> Mapping:
+    """RzLinear's (in, out) weight, stored here as (out, in). random_numbers: P, R1..R7.
+
+    Source: ROAST (Desai et al., 2022, arXiv:2207.10702); tile 32x64 and two hash levels.
+    """
+    p, r1, r2, r3, r4, r5, _, r7 = random_numbers
+    return Mapping(
+        shape=(out_features, in_features),
+        matrix=(out_features, in_features),
+        transposed=True,
+        n_memory=n_memory,
+        tile=RZLINEAR_TILE,
+        hash1=Hash(p, a=r3, b=r2, g=r1),
+        hash2=Hash(p, a=r7, b=r5, g=r4),
+        range=n_memory - math.prod(RZLINEAR_TILE),
+    )
+
+
+def fakeroast_hashednet(
+    shape: tuple[int, ...], n_memory: int, coefficients: list[int], offset: int, *, sign_seed: int
+) -> Mapping:
+    """HashedNet (Chen et al., 2015, arXiv:1504.04788) as FakeRoast draws it: one slot per element."""
+    a0, a1, a2, _ = coefficients
+    return Mapping(
+        shape=shape,
+        matrix=(1, math.prod(shape)),
+        n_memory=n_memory,
+        origin=(0, offset),
+        hash1=Hash(UHASH_PRIME, b=a0, q=a1, g=a2),
+        range=n_memory,
+        sign=Sign.MT19937,
+        sign_seed=sign_seed,
+    )
+
+
+def fakeroast_pareto(
+    shape: tuple[int, ...], n_memory: int, coefficients: list[int], offset: int, *, sign_seed: int
+) -> Mapping:
+    """STABLE-RPS / pareto: chunks as long as the array, each read from a hashed start, wrapping round."""
+    a0, a1, a2, _ = coefficients
+    return Mapping(
+        shape=shape,
+        matrix=(1, math.prod(shape)),
+        n_memory=n_memory,
+        tile=(1, n_memory),
+        origin=(0, offset),
+        hash1=Hash(UHASH_PRIME, b=a0, q=a1, g=a2),
+        range=n_memory,
+        sign=Sign.MT19937,
+        sign_seed=sign_seed,
+    )
+
+
+def fakeroast_roast(
+    shape: tuple[int, ...],
+    n_memory: int,
+    coefficients: list[int],
+    offset: int,
+    tile: tuple[int, int],
+    *,
+    layer: str,
+    sign_seed: int,
+) -> Mapping:
+    """FakeRoast's `roast` mapper. layer: "linear", "conv" or "embedding" (tile is then (1, block)).
+
+    linear hashes the transposed (in, out) matrix; all shift j by the matrix's `first` dimension.
+    """
+    a0, a1, a2, _ = coefficients
+    rows, cols = _matrix(shape)
+    transposed = layer != "embedding"
+    first = cols if transposed else rows
+    return Mapping(
+        shape=shape,
+        matrix=(rows, cols),
+        transposed=transposed,
+        n_memory=n_memory,
+        tile=tile,
+        hash1=Hash(UHASH_PRIME, a=a0, b=a1, g=_wrap(a2 + a0 * offset + a1 * (offset + first))),
+        range=n_memory - math.prod(tile),
+        sign=Sign.MT19937,
+        sign_seed=sign_seed,
+    )
+
+
+def fakeroast_random(shape: tuple[int, ...], n_memory: int, seed: int, *, draw_bits: int) -> Mapping:
+    """FakeRoast's `random` mode: every slot drawn from MT19937, the signs after the slots.
+
+    draw_bits: 64 (torch 2.13) or 32 (torch up to about 2.6).
+    """
+    numel = math.prod(shape)
+    return Mapping(
+        shape=shape,
+        matrix=(1, numel),
+        n_memory=n_memory,
+        element=Element.MT19937_64 if draw_bits == 64 else Element.MT19937_32,
+        seed=seed,
+        range=1 << 29,
+        sign=Sign.MT19937,
+        sign_seed=seed,
+        sign_skip=numel * (draw_bits // 32),
+    )
+
+
+def robe(
+    num_embeddings: int, dim: int, n_memory: int, random_numbers: list[int], offset: int, chunk: int
+) -> Mapping:
+    """ROBE / UMA embedding (Desai et al., 2022, arXiv:2108.02191). random_numbers: r0..r3 (more are ignored)."""
+    r0, r1, r2, r3 = random_numbers[:4]
+    return Mapping(
+        shape=(num_embeddings, dim),
+        matrix=(num_embeddings, dim),
+        n_memory=n_memory,
+        tile=(1, chunk),
+        origin=(offset, 0),
+        hash1=Hash(r0, a=r3, b=r2, g=r1),
+        range=n_memory - chunk + 1,
+    )
+
+
+def roast(
+    shape: tuple[int, ...],
+    n_memory: int,
+    *,
+    seed: int,
+    tile: tuple[int, int],
+    align: int,
+    transposed: bool = True,
+    signs: bool = True,
+) -> Mapping:
+    """This package's own map: one hash level, tile starts on multiples of `align`.
+
+    `range` counts every aligned start whose tile still fits, the last one included. The
+    coefficients come from `seed` once, here; from then on they are data of the model.
+    """
+    draw = np.random.Generator(np.random.PCG64(seed)).integers(1, UHASH_PRIME, size=6)
+    a, b, g, sign_a, sign_b, sign_g = (int(x) for x in draw)
+    return Mapping(
+        shape=shape,
+        matrix=_matrix(shape),
+        transposed=transposed,
+        n_memory=n_memory,
+        tile=tile,
+        hash1=Hash(UHASH_PRIME, a=a, b=b, g=g),
+        range=max(0, n_memory - math.prod(tile)) // align + 1,
+        align=align,
+        sign=Sign.TILE if signs else Sign.NONE,
+        sign_hash=Hash(UHASH_PRIME, a=sign_a, b=sign_b, g=sign_g) if signs else Hash(),
+    )
