@@ -133,7 +133,10 @@ def fakeroast_random(shape: tuple[int, ...], n_memory: int, seed: int, *, draw_b
 def robe(
     num_embeddings: int, dim: int, n_memory: int, random_numbers: list[int], offset: int, chunk: int
 ) -> Mapping:
-    """ROBE / UMA embedding (Desai et al., 2022, arXiv:2108.02191). random_numbers: r0..r3 (more are ignored)."""
+    """ROBE / UMA embedding (Desai et al., 2022, arXiv:2108.02191).
+
+    random_numbers: r0..r3, more are ignored; chunk: Z, the elements read in one run.
+    """
     r0, r1, r2, r3 = random_numbers[:4]
     return Mapping(
         shape=(num_embeddings, dim),

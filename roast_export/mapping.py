@@ -121,6 +121,23 @@ class Mapping:
             (self.origin[1] + cols - 1) // self.tile[1] - j0 + 1,
         )
 
+    @property
+    def tile_unit(self) -> int:
+        """Run length that divides tile starts, tiles and array: what a tile can be copied in."""
+        return math.gcd(self.align, self.tile_size, self.n_memory)
+
+    @property
+    def row_unit(self) -> int:
+        """The same for runs along a row of a two-dimensional weight; 1 if the view is not the weight."""
+        if self.transposed or self.matrix != self.shape:
+            return 1
+        return math.gcd(self.align, self.tile[1], self.origin[1], self.shape[1], self.n_memory)
+
+    @property
+    def spill(self) -> int:
+        """How many elements past the array's end the last possible tile reaches; it wraps to the start."""
+        return max(0, (self.range - 1) * self.align + self.tile_size - self.n_memory)
+
     def starts(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.int64]:
         """First array slot of each tile (i, j): int64, each in [0, n_memory). Section 3, step 3."""
         h = self.hash1(i, j)

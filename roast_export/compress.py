@@ -1,0 +1,259 @@
+"""compress(model, ratio): an ordinary model in, the same model over one small shared array out."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from roast_export import families, torch_ops
+from roast_export.errors import InputError
+from roast_export.mapping import UNUSED, Mapping, Sign
+from roast_export.modules import VirtualWeight, make_virtual, virtual_weights
+
+logger = logging.getLogger(__name__)
+
+ALIGN = 16
+"""Tile starts are multiples of this many elements: one 64-byte line of float32."""
+
+MATRIX_TILES = ((32, 32), (16, 16), (8, 16), (4, 16), (1, 16))
+ROW_TILES = ((1, 32), (1, 16))
+TILES_PER_ARRAY = 4
+"""A tile is at most a quarter of the array, so that tiles have different places to start."""
+
+ROUNDS = 3
+"""Alternating least squares over array and scales; the error changes by under 1% after the third."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One parameter and every dotted name it has; tied parameters have several."""
+
+    parameter: nn.Parameter
+    names: tuple[str, ...]
+    rows: bool
+    """Whether an embedding looks rows up in it."""
+
+
+def compress(
+    model: nn.Module,
+    ratio: float = 100,
+    *,
+    seed: int = 0,
+    min_params: int = 2048,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    local: bool = False,
+    init: Literal["project", "fresh"] = "project",
+    memory_dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """A copy of `model` whose large parameters are virtual. The argument is not changed.
+
+    ratio: elements that become virtual, divided by elements of the array(s).
+    include, exclude: shell patterns on dotted parameter names ("encoder.*.weight"); exclude wins.
+    local: one array for each parameter instead of one for all.
+    init: "project" starts at the least-squares approximation of the present weights, with one scale
+        for each parameter; "fresh" draws the array anew and keeps each parameter's RMS (for training
+        from scratch).
+    memory_dtype: dtype of the array; float16 halves the file, weights are float32 either way.
+
+    Raises:
+        InputError: ratio below 1, a pattern that fits nothing, or nothing left to compress.
+    """
+    if not ratio >= 1:
+        raise InputError(f"ratio {ratio} must be at least 1")
+    if init not in ("project", "fresh"):
+        raise InputError(f"init {init!r} must be 'project' or 'fresh'")
+    if virtual_weights(model):
+        raise InputError("this model is compressed already; compress the dense model instead")
+    groups, kept = _choose(model, min_params, include, exclude)
+    if not groups:
+        raise InputError(
+            "no parameter is left to compress (2 or more dimensions, floating point, at least "
+            f"{min_params} elements, not excluded); lower min_params or change the patterns"
+        )
+    # The copy takes over the parameters that are about to go; they are not worth copying.
+    compressed = copy.deepcopy(model, {id(group.parameter): group.parameter for group in groups})
+    compressed.__dict__["_roast_kept"] = kept
+    shares = [[group] for group in groups] if local else [groups]
+    generator = torch.Generator().manual_seed(seed)
+    virtual: dict[str, VirtualWeight] = {}
+    for share in shares:
+        n_memory = _array_length(sum(group.parameter.numel() for group in share), ratio)
+        targets = [group.parameter.detach().float().cpu() for group in share]
+        mappings = [
+            _mapping(tuple(group.parameter.shape), n_memory, seed=_derive(seed, group), rows=group.rows)
+            for group in share
+        ]
+        if init == "fresh":
+            array, scales = _fresh(mappings, targets, generator)
+        else:
+            array, scales = _project(mappings, targets)
+        memory = nn.Parameter(array.to(dtype=memory_dtype, device=share[0].parameter.device))
+        for group, mapping, scale in zip(share, mappings, scales, strict=True):
+            weight = VirtualWeight(memory, mapping, scale)
+            virtual.update(dict.fromkeys(group.names, weight))
+    _install(compressed, virtual)
+    logger.info("%d parameters became virtual in %d array(s)", len(groups), len(shares))
+    return compressed
+
+
+def scale_gradients(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+    """Divide each array slot's gradient by the sum of squared scales of the weights that read it.
+
+    A slot that many weights share collects the sum of their gradients; this makes its step their
+    average, the condition for stable training in STABLE-RPS (Desai, Shrivastava, 2023,
+    arXiv:2310.11611, section 4). Remove the handles to undo.
+    """
+    handles = []
+    for memory, density in _densities(model):
+        factor = 1.0 / density.clamp(min=1e-12)
+        handles.append(memory.register_hook(lambda grad, factor=factor: grad * factor.to(grad)))
+    return handles
+
+
+def _densities(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    """For each array, sum of scale^2 over the weights that read each slot: float32[n_memory]."""
+    totals: dict[int, tuple[nn.Parameter, Tensor]] = {}
+    unique = {id(weight): weight for weight in virtual_weights(model).values()}
+    for weight in unique.values():
+        empty = torch.zeros(weight.mapping.n_memory)
+        total = totals.setdefault(id(weight.memory), (weight.memory, empty))[1]
+        total += weight.scale**2 * _readers(weight.mapping)
+    return list(totals.values())
+
+
+def _choose(
+    model: nn.Module, min_params: int, include: Sequence[str] | None, exclude: Sequence[str] | None
+) -> tuple[list[_Group], dict[str, str]]:
+    """The parameters to compress, and the reason for each name that stays as it is."""
+    found: dict[int, _Group] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for attribute, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            name = f"{path}.{attribute}" if path else attribute
+            group = found.get(id(parameter), _Group(parameter, (), False))
+            rows = group.rows or isinstance(module, nn.Embedding | nn.EmbeddingBag)
+            found[id(parameter)] = _Group(parameter, (*group.names, name), rows)
+    names = [name for group in found.values() for name in group.names]
+    for pattern in [*(include or ()), *(exclude or ())]:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            example = names[0] if names else "nothing"
+            raise InputError(f"the pattern {pattern!r} fits no parameter; names look like {example!r}")
+    groups: list[_Group] = []
+    kept: dict[str, str] = {}
+    for group in found.values():
+        reason = _reason(group, min_params, include, exclude)
+        if reason is None:
+            groups.append(group)
+        else:
+            kept.update(dict.fromkeys(group.names, reason))
+    return groups, kept
+
+
+def _reason(
+    group: _Group, min_params: int, include: Sequence[str] | None, exclude: Sequence[str] | None
+) -> str | None:
+    """Why a parameter stays dense; None if it can become virtual."""
+
+    def fits(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for name in group.names for pattern in patterns)
+
+    parameter = group.parameter
+    if not parameter.is_floating_point():
+        return "not floating point"
+    if parameter.dim() < 2:
+        return "one dimension (bias or norm)"
+    if exclude and fits(exclude):
+        return "excluded"
+    if include and not fits(include):
+        return "not included"
+    if parameter.numel() < min_params:
+        return f"under {min_params} elements"
+    if not bool(parameter.any()):
+        return "all zero"
+    return None
+
+
+def _derive(seed: int, group: _Group) -> int:
+    """A seed for each parameter from its first name, so that it survives changes elsewhere."""
+    return int(np.random.SeedSequence([seed, *group.names[0].encode()]).generate_state(1)[0])
+
+
+def _array_length(numel: int, ratio: float) -> int:
+    """Array elements for `numel` weights, rounded up to whole lines where there is at least one."""
+    length = max(1, round(numel / ratio))
+    return length if length < ALIGN else -(-length // ALIGN) * ALIGN
+
+
+def _mapping(shape: tuple[int, ...], n_memory: int, *, seed: int, rows: bool) -> Mapping:
+    """The largest tile that leaves tiles room to differ; single elements in a tiny array."""
+    for tile in ROW_TILES if rows else MATRIX_TILES:
+        if tile[0] * tile[1] * TILES_PER_ARRAY <= n_memory and (not rows or tile[1] <= shape[-1]):
+            return families.roast(shape, n_memory, seed=seed, tile=tile, align=ALIGN, transposed=not rows)
+    return families.roast(shape, n_memory, seed=seed, tile=(1, 1), align=1, transposed=not rows)
+
+
+def _readers(mapping: Mapping) -> Tensor:
+    """How many weights read each slot: float32[n_memory]."""
+    unsigned = replace(mapping, sign=Sign.NONE, sign_hash=UNUSED, sign_seed=0, sign_skip=0)
+    ones = torch.ones(mapping.shape)
+    return torch.ops.roast.gather_backward(ones, unsigned.to_list(), 1.0)
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.square().mean().sqrt())
+
+
+def _install(model: nn.Module, virtual: dict[str, VirtualWeight]) -> None:
+    owners: dict[int, tuple[nn.Module, dict[str, VirtualWeight]]] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, weight in virtual.items():
+        path, _, attribute = name.rpartition(".")
+        owners.setdefault(id(modules[path]), (modules[path], {}))[1][attribute] = weight
+    for module, weights in owners.values():
+        make_virtual(module, weights)
+
+
+def _fresh(
+    mappings: list[Mapping], targets: list[Tensor], generator: torch.Generator
+) -> tuple[Tensor, list[float]]:
+    overall = _overall_rms(targets)
+    array = torch.randn(mappings[0].n_memory, generator=generator) * overall
+    return array, [_rms(target) / overall for target in targets]
+
+
+def _overall_rms(targets: list[Tensor]) -> float:
+    total = sum(float(target.square().sum()) for target in targets)
+    return (total / sum(target.numel() for target in targets)) ** 0.5
+
+
+def _project(mappings: list[Mapping], targets: list[Tensor]) -> tuple[Tensor, list[float]]:
+    """min over array and scales of sum |target - scale * sign * array[index]|^2, alternating."""
+    overall = _overall_rms(targets)
+    scales = [_rms(target) / overall for target in targets]
+    readers = [_readers(mapping) for mapping in mappings]
+    array = torch.zeros(mappings[0].n_memory)
+    for step in range(ROUNDS):
+        sums, density = torch.zeros_like(array), torch.zeros_like(array)
+        for mapping, target, scale, count in zip(mappings, targets, scales, readers, strict=True):
+            sums += torch.ops.roast.gather_backward(target, mapping.to_list(), scale)
+            density += scale**2 * count
+        array = sums / density.clamp(min=1e-30)
+        if step == ROUNDS - 1 or not array.any():
+            break
+        for k, (mapping, target) in enumerate(zip(mappings, targets, strict=True)):
+            unscaled = torch_ops.gather(array, mapping.to_list(), 1.0)
+            energy = float(unscaled.square().sum())
+            fit = float((unscaled * target).sum()) / energy if energy else 0.0
+            scales[k] = fit if fit > 0 else scales[k]
+    size = _rms(array) / overall
+    return (array / size, [scale * size for scale in scales]) if size > 0 else (array, scales)

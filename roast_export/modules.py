@@ -1,0 +1,278 @@
+"""Layers whose weights are virtual: read out of a shared array, never stored.
+
+Every virtual parameter is a `VirtualWeight` in the container `virtual` of its module, and the
+module's attribute of the old name reads it. The same form serves nn.Linear and an LSTM's
+weight_hh_l1_reverse; linear, convolution and embedding layers have a class of their own, because
+they do better than expanding the weight or because people want to build them by name.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from roast_export import torch_ops
+from roast_export.errors import InputError, MappingError
+from roast_export.mapping import Mapping
+
+
+class VirtualWeight(nn.Module):
+    """One virtual weight: the shared array, the record and the scale (docs/mapping.md section 1).
+
+    memory: Parameter float[n_memory], the same object in every layer that shares it.
+    """
+
+    memory: nn.Parameter
+
+    def __init__(self, memory: nn.Parameter, mapping: Mapping, scale: float = 1.0) -> None:
+        super().__init__()
+        if memory.shape != (mapping.n_memory,):
+            raise MappingError(
+                f"the array has shape {list(memory.shape)}, the mapping needs [{mapping.n_memory}]"
+            )
+        self.memory = memory
+        self._adopt(mapping.to_list(), scale)
+
+    def _adopt(self, fields: list[int], scale: float) -> None:
+        self.mapping = Mapping.from_list(fields)
+        self.fields = fields
+        self.scale = float(scale)
+
+    def forward(self) -> Tensor:
+        """The weight: float32[shape] (float64 for a float64 array)."""
+        return torch_ops.gather(self.memory, self.fields, self.scale)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows of a two-dimensional weight: float32[ids.shape..., dim]. Nothing else is expanded."""
+        return torch_ops.embedding(self.memory, ids, self.fields, self.scale)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"mapping": self.fields, "scale": self.scale}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        shape, n_memory = self.mapping.shape, self.mapping.n_memory
+        mapping = Mapping.from_list(list(state["mapping"]))
+        if mapping.shape != shape or mapping.n_memory != n_memory:
+            raise InputError(
+                f"the state dict maps a weight of shape {list(mapping.shape)} into {mapping.n_memory} "
+                f"slots, this model has {list(shape)} in {n_memory}; build it with the same ratio"
+            )
+        self._adopt(mapping.to_list(), state["scale"])
+
+    def extra_repr(self) -> str:
+        return f"{list(self.mapping.shape)} from {self.mapping.n_memory} slots"
+
+
+class _Virtual(nn.Module):
+    """What every module with virtual parameters has; `virtual[name]()` is the parameter `name`."""
+
+    virtual: nn.ModuleDict
+
+    def _read(self, name: str) -> Tensor:
+        """The weight, expanded once in each call of this module however often it is looked at."""
+        seen: dict[str, Tensor] | None = self.__dict__.get("_seen")
+        if seen is None:
+            return cast(Tensor, self.virtual[name]())
+        if name not in seen:
+            seen[name] = self.virtual[name]()
+        return seen[name]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__["_seen"] = {}
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self.__dict__.pop("_seen", None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        base, names = type(self).__dict__["_origin"]
+        return _rebuild, (base, names), self.__dict__
+
+
+def _reader(name: str) -> property:
+    return property(lambda self: self._read(name))
+
+
+class RoastLinear(_Virtual, nn.Linear):
+    """nn.Linear with a virtual weight float32[out_features, in_features]."""
+
+    _origin = (nn.Linear, ("weight",))
+    weight = _reader("weight")
+
+    def __init__(self, weight: VirtualWeight, bias: bool = True) -> None:
+        out_features, in_features = weight.mapping.shape
+        _initialise(self, nn.Linear, {"weight": weight}, in_features, out_features, bias=bias)
+
+
+class RoastConv1d(_Virtual, nn.Conv1d):
+    """nn.Conv1d with a virtual weight float32[out, in / groups, k]; options as nn.Conv1d."""
+
+    _origin = (nn.Conv1d, ("weight",))
+    weight = _reader("weight")
+
+    def __init__(self, weight: VirtualWeight, **options: Any) -> None:
+        out, per_group, kernel = weight.mapping.shape
+        channels = per_group * options.get("groups", 1)
+        _initialise(self, nn.Conv1d, {"weight": weight}, channels, out, kernel, **options)
+
+
+class RoastConv2d(_Virtual, nn.Conv2d):
+    """nn.Conv2d with a virtual weight float32[out, in / groups, kh, kw]; options as nn.Conv2d."""
+
+    _origin = (nn.Conv2d, ("weight",))
+    weight = _reader("weight")
+
+    def __init__(self, weight: VirtualWeight, **options: Any) -> None:
+        out, per_group, *kernel = weight.mapping.shape
+        channels = per_group * options.get("groups", 1)
+        _initialise(self, nn.Conv2d, {"weight": weight}, channels, out, tuple(kernel), **options)
+
+
+class RoastEmbedding(_Virtual, nn.Embedding):
+    """nn.Embedding with a virtual table float32[num_embeddings, dim]; only the rows asked for are read.
+
+    The row padding_idx reads as zeros (nn.Embedding starts it at zero and never trains it).
+    """
+
+    _origin = (nn.Embedding, ("weight",))
+    weight = _reader("weight")
+
+    def __init__(self, weight: VirtualWeight, padding_idx: int | None = None) -> None:
+        _initialise(self, nn.Embedding, {"weight": weight}, *weight.mapping.shape, padding_idx=padding_idx)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name, which users pass
+        rows = cast(VirtualWeight, self.virtual["weight"]).rows(input)
+        if self.padding_idx is None:
+            return rows
+        return rows.masked_fill((input == self.padding_idx).unsqueeze(-1), 0.0)
+
+
+class RoastEmbeddingBag(_Virtual, nn.EmbeddingBag):
+    """nn.EmbeddingBag, modes sum and mean, with a virtual table float32[num_embeddings, dim].
+
+    input: int64[bags, length], or int64[n] with offsets int64[bags].
+    """
+
+    _origin = (nn.EmbeddingBag, ("weight",))
+    weight = _reader("weight")
+
+    def __init__(self, weight: VirtualWeight, **options: Any) -> None:
+        _initialise(self, nn.EmbeddingBag, {"weight": weight}, *weight.mapping.shape, **options)
+
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002 - torch's name, which users pass
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        if per_sample_weights is not None and self.mode != "sum":
+            raise InputError(f"per_sample_weights need mode 'sum', this bag has {self.mode!r}")
+        if (offsets is None) == (input.dim() == 1):
+            raise InputError("a bag takes int64[bags, length] alone, or int64[n] with offsets")
+        rows = cast(VirtualWeight, self.virtual["weight"]).rows(input)
+        weights = torch.ones_like(input, dtype=rows.dtype)
+        if per_sample_weights is not None:
+            weights = per_sample_weights.to(rows.dtype)
+        if self.padding_idx is not None:
+            weights = weights.masked_fill(input == self.padding_idx, 0.0)
+        rows = rows * weights.unsqueeze(-1)
+        if offsets is None:
+            total, count = rows.sum(1), weights.sum(1)
+        else:
+            # The bag of element e is the number of bags that start at or before e, less one.
+            starts = offsets[:-1] if self.include_last_offset else offsets
+            place = torch.arange(input.shape[0], device=input.device)
+            bag = (place[:, None] >= starts[None, :]).sum(1) - 1
+            total = rows.new_zeros(starts.shape[0], rows.shape[1]).index_add(0, bag, rows)
+            count = weights.new_zeros(starts.shape[0]).index_add(0, bag, weights)
+        return total if self.mode == "sum" else total / count.clamp(min=1.0).unsqueeze(-1)
+
+
+class _VirtualRNN(_Virtual):
+    """nn.LSTM, nn.GRU and nn.RNN keep a list of their weights; here the list is made when asked for."""
+
+    @property
+    def _flat_weights(self) -> list[Any]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Any]) -> None:
+        """torch assigns the list after every change of a parameter; ours has nothing to keep."""
+
+    def _weights_have_changed(self) -> bool:
+        return False
+
+    def flatten_parameters(self) -> None:
+        """Virtual weights have no storage that cuDNN could lay out."""
+
+
+_OWN_CLASSES: dict[type[nn.Module], type[_Virtual]] = {
+    nn.Linear: RoastLinear,
+    nn.Conv1d: RoastConv1d,
+    nn.Conv2d: RoastConv2d,
+    nn.Embedding: RoastEmbedding,
+    nn.EmbeddingBag: RoastEmbeddingBag,
+}
+
+
+@cache
+def _class_for(base: type[nn.Module], names: tuple[str, ...]) -> type[_Virtual]:
+    if base in _OWN_CLASSES and names == ("weight",):
+        return _OWN_CLASSES[base]
+    mixin = _VirtualRNN if issubclass(base, nn.RNNBase) else _Virtual
+    body: dict[str, Any] = {name: _reader(name) for name in names}
+    return type(f"Roast{base.__name__}", (mixin, base), {**body, "_origin": (base, names)})
+
+
+def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    return cast(nn.Module, object.__new__(_class_for(base, names)))
+
+
+def _initialise(
+    module: nn.Module, base: type[nn.Module], weights: dict[str, VirtualWeight], *args: Any, **options: Any
+) -> None:
+    """Take the options and the other parameters of a fresh `base`, without its weight in memory."""
+    with torch.device("meta"):
+        plain = base(*args, **options)
+    module.__dict__.update(plain.__dict__)
+    for name, parameter in plain.named_parameters():
+        if name not in weights:
+            module._parameters[name] = nn.Parameter(torch.zeros(parameter.shape))
+    _put(module, weights)
+
+
+def _put(module: nn.Module, weights: dict[str, VirtualWeight]) -> None:
+    for name in weights:
+        del module._parameters[name]
+    module.__dict__.pop("_flat_weights", None)
+    module.__dict__.pop("_flat_weight_refs", None)
+    module._modules["virtual"] = nn.ModuleDict(weights)
+
+
+def make_virtual(module: nn.Module, weights: dict[str, VirtualWeight]) -> nn.Module:
+    """Replace the named parameters of `module` in place by virtual ones; returns the same object.
+
+    Raises:
+        InputError: the module already has something called `virtual`.
+    """
+    if hasattr(module, "virtual"):
+        raise InputError(f"{type(module).__name__} already has an attribute 'virtual'; exclude this module")
+    for name, weight in weights.items():
+        if tuple(getattr(module, name).shape) != weight.mapping.shape:
+            raise MappingError(f"{name} has another shape than its mapping {list(weight.mapping.shape)}")
+    _put(module, weights)
+    module.__class__ = _class_for(type(module), tuple(sorted(weights)))
+    return module
+
+
+def virtual_weights(model: nn.Module) -> dict[str, VirtualWeight]:
+    """Every virtual weight by the dotted name of the parameter it replaces, tied ones under each name."""
+    found: dict[str, VirtualWeight] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, _Virtual):
+            for name, weight in module.virtual.items():
+                found[f"{path}.{name}" if path else name] = cast(VirtualWeight, weight)
+    return found
