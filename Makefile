@@ -1,0 +1,79 @@
+# Every target sets up what it needs in .venv/ and build/; a second run finds it done.
+#   make demo      train a compressed digits model, export it, prove it, print the table
+#   make test      run the tests (ARGS="-k mapping" narrows them)
+#   make lint      ruff, mypy --strict, clang-format
+#   make native    build the operator library into roast_export/lib/
+#   make vectors   write tests/vectors/mapping.json anew from the reference
+#   make clean     remove what was built, keep .venv/
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
+NATIVE_BUILD := build/native
+NATIVE_SOURCES := $(wildcard custom_ops/CMakeLists.txt custom_ops/*.cmake custom_ops/*.h custom_ops/*.cc)
+
+VENV_READY := $(VENV)/.ready-venv
+TORCH_READY := $(VENV)/.ready-torch
+PACKAGE_READY := $(VENV)/.ready-package
+NATIVE_READY := roast_export/lib/.ready
+
+.DELETE_ON_ERROR:
+.PHONY: help setup native demo test lint vectors clean
+
+help:
+	@sed -n '2,8s/^# \{0,1\}//p' Makefile
+
+# Debian splits ensurepip off into python3-venv; where it is missing, the system's pip fills the gap.
+$(VENV_READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "roast-export needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "setting up $(VENV)"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+	  $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip -qq --python $(BIN)/python install pip; }
+	@touch $@
+
+# torch comes first and alone: left to the resolver, its dependents may pick a larger build of it.
+$(TORCH_READY): $(VENV_READY)
+	@echo "installing torch"
+	@$(PIP) install torch==2.13.0
+	@touch $@
+
+# Editable, so that tests see the current sources; the library is built by `native`, next to them.
+$(PACKAGE_READY): pyproject.toml $(TORCH_READY)
+	@echo "installing roast-export and its tools"
+	@$(PIP) install --config-settings=wheel.cmake=false --editable '.[dev]'
+	@touch $@
+
+$(NATIVE_READY): $(PACKAGE_READY) $(NATIVE_SOURCES)
+	@echo "building the operator library"
+	@$(BIN)/cmake -S custom_ops -B $(NATIVE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja >/dev/null
+	@$(BIN)/cmake --build $(NATIVE_BUILD) -- --quiet
+	@$(BIN)/cmake --install $(NATIVE_BUILD) --prefix $(CURDIR) >/dev/null
+	@touch $@
+
+setup: $(PACKAGE_READY) $(NATIVE_READY)
+	@:
+
+native: $(NATIVE_READY)
+	@:
+
+demo: setup
+	@$(BIN)/python samples/digits.py
+
+test: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(PACKAGE_READY)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/clang-format --dry-run -Werror $(wildcard custom_ops/*.h custom_ops/*.cc)
+	@echo "lint: clean"
+
+vectors: $(PACKAGE_READY)
+	@$(BIN)/python tests/vectors/make_vectors.py
+
+clean:
+	rm -rf build dist out roast_export/lib .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find roast_export tests samples -name __pycache__ -type d -prune -exec rm -rf {} +
