@@ -170,7 +170,7 @@ class Mapping:
         """
         if memory.shape != (self.n_memory,):
             raise MappingError(f"the array has shape {memory.shape}, the mapping needs ({self.n_memory},)")
-        values = memory.astype(np.float32)[self.indices()] * np.float32(scale)
+        values = memory.astype(np.float32)[self.indices()] * np.float32(check_scale(scale))
         return values * self.signs().astype(np.float32)
 
     def to_list(self) -> list[int]:
@@ -199,17 +199,17 @@ class Mapping:
     @classmethod
     def from_list(cls, fields: list[int] | tuple[int, ...]) -> Mapping:
         """The inverse of `to_list`. Raises MappingError for any list that `to_list` cannot produce."""
+        if any(type(field) is not int or not -(1 << 63) <= field < 1 << 63 for field in fields):
+            raise MappingError("a mapping list holds something that is not a 64-bit integer")
         n = len(fields)
         if n <= HEADER_LENGTH or n != HEADER_LENGTH + fields[HEADER_LENGTH - 1]:
             raise MappingError(f"a mapping list of {n} integers has the wrong length")
-        if any(type(field) is not int or not -(1 << 63) <= field < 1 << 63 for field in fields):
-            raise MappingError("a mapping list holds something that is not a 64-bit integer")
         if fields[0] != VERSION:
             raise MappingError(
                 f"mapping version {fields[0]} is not known here (this is version {VERSION}); "
                 "upgrade roast-export"
             )
-        if fields[1] not in iter(Element) or fields[2] not in iter(Sign) or fields[6] not in (0, 1):
+        if fields[1] not in set(Element) or fields[2] not in set(Sign) or fields[6] not in (0, 1):
             raise MappingError("a mapping list holds an unknown kind of map, sign or view")
         return cls(
             element=Element(fields[1]),
@@ -245,6 +245,13 @@ class Mapping:
         raw = mt19937_stream(self.seed, width * self.numel).reshape(self.numel, width)
         draws = (raw[:, 0] << np.uint64(32)) | raw[:, 1] if width == 2 else raw[:, 0]
         return (draws % np.uint64(self.range)).astype(np.int64).reshape(self.shape) % self.n_memory
+
+
+def check_scale(scale: float) -> float:
+    """The scale, if float32 can hold it. Raises MappingError (docs/mapping.md section 5)."""
+    if not abs(scale) <= float(np.finfo(np.float32).max):
+        raise MappingError(f"scale {scale} is not a finite float32")
+    return float(scale)
 
 
 def mt19937_stream(seed: int, n: int) -> NDArray[np.uint64]:
