@@ -206,11 +206,11 @@ def _readers(mapping: Mapping) -> Tensor:
     """How many weights read each slot: float32[n_memory]."""
     unsigned = replace(mapping, sign=Sign.NONE, sign_hash=UNUSED, sign_seed=0, sign_skip=0)
     ones = torch.ones(mapping.shape)
-    return torch.ops.roast.gather_backward(ones, unsigned.to_list(), 1.0)
+    return torch_ops.gather_backward(ones, unsigned.to_list(), 1.0)
 
 
 def _rms(tensor: Tensor) -> float:
-    return float(tensor.square().mean().sqrt())
+    return float(tensor.square().mean().sqrt().item())
 
 
 def _install(model: nn.Module, virtual: dict[str, VirtualWeight]) -> None:
@@ -233,19 +233,23 @@ def _fresh(
 
 def _overall_rms(targets: list[Tensor]) -> float:
     total = sum(float(target.square().sum()) for target in targets)
-    return (total / sum(target.numel() for target in targets)) ** 0.5
+    return float((total / sum(target.numel() for target in targets)) ** 0.5)
 
 
 def _project(mappings: list[Mapping], targets: list[Tensor]) -> tuple[Tensor, list[float]]:
-    """min over array and scales of sum |target - scale * sign * array[index]|^2, alternating."""
-    overall = _overall_rms(targets)
-    scales = [_rms(target) / overall for target in targets]
+    """min over array and scales of sum |target - scale * sign * array[index]|^2, alternating.
+
+    Each target counts relative to its own RMS; otherwise a layer of large weights takes the array.
+    """
+    overall, sizes = _overall_rms(targets), [_rms(target) for target in targets]
+    targets = [target / size for target, size in zip(targets, sizes, strict=True)]
+    scales = [1.0] * len(targets)
     readers = [_readers(mapping) for mapping in mappings]
     array = torch.zeros(mappings[0].n_memory)
     for step in range(ROUNDS):
         sums, density = torch.zeros_like(array), torch.zeros_like(array)
         for mapping, target, scale, count in zip(mappings, targets, scales, readers, strict=True):
-            sums += torch.ops.roast.gather_backward(target, mapping.to_list(), scale)
+            sums += torch_ops.gather_backward(target, mapping.to_list(), scale)
             density += scale**2 * count
         array = sums / density.clamp(min=1e-30)
         if step == ROUNDS - 1 or not array.any():
@@ -255,5 +259,5 @@ def _project(mappings: list[Mapping], targets: list[Tensor]) -> tuple[Tensor, li
             energy = float(unscaled.square().sum())
             fit = float((unscaled * target).sum()) / energy if energy else 0.0
             scales[k] = fit if fit > 0 else scales[k]
-    size = _rms(array) / overall
-    return (array / size, [scale * size for scale in scales]) if size > 0 else (array, scales)
+    shrink = _rms(array) / overall or 1.0
+    return array / shrink, [scale * size * shrink for scale, size in zip(scales, sizes, strict=True)]

@@ -1,5 +1,12 @@
 """Every error a user can meet. Each message names the thing, the reason and a next step."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from roast_export.report import Report
+
 
 class RoastError(Exception):
     """Base of all errors of this package. The command line prints the message and exits 1."""
@@ -23,3 +30,7 @@ class ExportError(RoastError):
 
 class VerificationError(RoastError):
     """The exported file does not match PyTorch. The command line exits 2; no file is put in place."""
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report

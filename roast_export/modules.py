@@ -8,7 +8,6 @@ they do better than expanding the weight or because people want to build them by
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from roast_export import torch_ops
 from roast_export.errors import InputError, MappingError
-from roast_export.mapping import Mapping
+from roast_export.mapping import Mapping, check_scale
 
 
 class VirtualWeight(nn.Module):
@@ -39,7 +38,7 @@ class VirtualWeight(nn.Module):
     def _adopt(self, fields: list[int], scale: float) -> None:
         self.mapping = Mapping.from_list(fields)
         self.fields = fields
-        self.scale = float(scale)
+        self.scale = check_scale(scale)
 
     def forward(self) -> Tensor:
         """The weight: float32[shape] (float64 for a float64 array)."""
@@ -194,6 +193,8 @@ class RoastEmbeddingBag(_Virtual, nn.EmbeddingBag):
 class _VirtualRNN(_Virtual):
     """nn.LSTM, nn.GRU and nn.RNN keep a list of their weights; here the list is made when asked for."""
 
+    _flat_weights_names: list[str]
+
     @property
     def _flat_weights(self) -> list[Any]:
         return [getattr(self, name, None) for name in self._flat_weights_names]
@@ -209,6 +210,8 @@ class _VirtualRNN(_Virtual):
         """Virtual weights have no storage that cuDNN could lay out."""
 
 
+_made_classes: dict[tuple[type[nn.Module], tuple[str, ...]], type[_Virtual]] = {}
+
 _OWN_CLASSES: dict[type[nn.Module], type[_Virtual]] = {
     nn.Linear: RoastLinear,
     nn.Conv1d: RoastConv1d,
@@ -218,13 +221,16 @@ _OWN_CLASSES: dict[type[nn.Module], type[_Virtual]] = {
 }
 
 
-@cache
 def _class_for(base: type[nn.Module], names: tuple[str, ...]) -> type[_Virtual]:
+    """The class of a `base` whose parameters `names` are virtual; one class however often it is asked for."""
     if base in _OWN_CLASSES and names == ("weight",):
         return _OWN_CLASSES[base]
-    mixin = _VirtualRNN if issubclass(base, nn.RNNBase) else _Virtual
-    body: dict[str, Any] = {name: _reader(name) for name in names}
-    return type(f"Roast{base.__name__}", (mixin, base), {**body, "_origin": (base, names)})
+    if (base, names) not in _made_classes:
+        mixin = _VirtualRNN if issubclass(base, nn.RNNBase) else _Virtual
+        body: dict[str, Any] = {name: _reader(name) for name in names}
+        body["_origin"] = (base, names)
+        _made_classes[base, names] = type(f"Roast{base.__name__}", (mixin, base), body)
+    return _made_classes[base, names]
 
 
 def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
@@ -273,6 +279,6 @@ def virtual_weights(model: nn.Module) -> dict[str, VirtualWeight]:
     found: dict[str, VirtualWeight] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, _Virtual):
-            for name, weight in module.virtual.items():
+            for name, weight in cast(nn.Module, module.virtual).named_children():
                 found[f"{path}.{name}" if path else name] = cast(VirtualWeight, weight)
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def gather(memory: Tensor, mapping: list[int], scale: float) -> Tensor:
     memory: float16, bfloat16, float32 [n_memory], giving float32[shape]; float64 gives float64.
     mapping: the flat list of section 5.
     """
-    return torch.ops.roast.gather(memory, mapping, scale)
+    return cast(Tensor, torch.ops.roast.gather(memory, mapping, scale))
 
 
 def embedding(memory: Tensor, ids: Tensor, mapping: list[int], scale: float) -> Tensor:
@@ -36,7 +37,15 @@ def embedding(memory: Tensor, ids: Tensor, mapping: list[int], scale: float) -> 
     Raises:
         IndexError: an id is outside [0, rows).
     """
-    return torch.ops.roast.embedding(memory, ids, mapping, scale)
+    return cast(Tensor, torch.ops.roast.embedding(memory, ids, mapping, scale))
+
+
+def gather_backward(grad: Tensor, mapping: list[int], scale: float) -> Tensor:
+    """The adjoint of `gather`: for each slot, the sum of scale * sign * grad of what it is read for.
+
+    grad: float[shape], giving float32[n_memory] (float64 for float64).
+    """
+    return cast(Tensor, torch.ops.roast.gather_backward(grad, mapping, scale))
 
 
 @lru_cache(maxsize=4096)
@@ -188,22 +197,20 @@ def _register() -> None:
     for name, function in implementations.items():
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
 
-    @torch.library.register_fake("roast::gather")
-    def _(memory: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
+    def fake_gather(memory: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
         return memory.new_empty(_record(tuple(mapping)).shape, dtype=_compute_dtype(memory.dtype))
 
-    @torch.library.register_fake("roast::gather_backward")
-    def _(grad: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
-        return grad.new_empty(_record(tuple(mapping)).n_memory, dtype=_compute_dtype(grad.dtype))
+    def fake_sums(grad: Tensor, *rest: Any) -> Tensor:
+        return grad.new_empty(_record(tuple(rest[-2])).n_memory, dtype=_compute_dtype(grad.dtype))
 
-    @torch.library.register_fake("roast::embedding")
-    def _(memory: Tensor, ids: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
+    def fake_rows(memory: Tensor, ids: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
         dim = _record(tuple(mapping)).shape[1]
         return memory.new_empty((*ids.shape, dim), dtype=_compute_dtype(memory.dtype))
 
-    @torch.library.register_fake("roast::embedding_backward")
-    def _(grad: Tensor, ids: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
-        return grad.new_empty(_record(tuple(mapping)).n_memory, dtype=_compute_dtype(grad.dtype))
+    torch.library.register_fake("roast::gather", fake_gather)
+    torch.library.register_fake("roast::gather_backward", fake_sums)
+    torch.library.register_fake("roast::embedding", fake_rows)
+    torch.library.register_fake("roast::embedding_backward", fake_sums)
 
     # Both operators are linear in the array, so each gradient's own gradient is the operator.
     def keep_gather(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,288 @@
+"""Opening a model file, and writing the archive that opens without the model's code.
+
+| file | opened as |
+|---|---|
+| archive of `save`, or any torch.export .pt2 | its traced graph; refused where opening it would run code |
+| pickled nn.Module | the module, only with trust: unpickling runs code from the file |
+| state dict | the module that `model` = "package.module:factory" makes, with these values |
+
+Anything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from roast_export.errors import LoadError
+from roast_export.files import replacing
+from roast_export.program import Inputs, LoadedProgram, layers_of, quiet, trace
+
+ARCHIVE_NOTE = "roast.json"
+"""Member of our archives that says what they are."""
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], example_inputs: Inputs) -> None:
+    """Trace `model` and write one file with graph, arrays and example inputs: a torch.export archive.
+
+    Every dimension that torch.export can prove dynamic stays so; an export can fix it later. The
+    archive holds data only, and opens without the model's code.
+
+    Raises:
+        InputError: the model does not run on the example inputs.
+        ExportError: the model cannot be traced, or the file cannot be written.
+    """
+    with replacing(path) as target:
+        program = trace(model, example_inputs, every_dimension=True)
+        note = {
+            "producer": f"roast-export {version('roast-export')}",
+            "layers": {layer.name: layer.mapping.to_list() for layer in layers_of(program)},
+        }
+        with quiet():
+            torch.export.save(program, target, extra_files={ARCHIVE_NOTE: json.dumps(note)})
+
+
+def load(path: str | os.PathLike[str], *, model: str | None = None, trust: bool = False) -> nn.Module:
+    """Open a model file (the table above) on the CPU.
+
+    model: "package.module:factory" that builds the module a bare state dict belongs to.
+    trust: the file comes from someone you trust with running code on this machine.
+
+    Raises:
+        LoadError: the file is missing, damaged, of another kind, or may not be opened like this.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    if kind == "export archive":
+        return _open_archive(path, trust)
+    if kind == "torch pickle":
+        return _open_pickle(path, model, trust)
+    raise LoadError(f"{path} is {kind}; {_NEXT_STEP.get(kind, _WANTED)}")
+
+
+_WANTED = "give an archive of roast_export.save, a .pt2, a pickled module (--trust) or a state dict (--model)"
+_NEXT_STEP = {
+    "a TorchScript archive": "export from the Python model it was made from",
+    "an ONNX model": "it is exported already; roast-inspect and roast-verify read it",
+    "an ORT-format model": "it is exported already",
+    "a safetensors file": "load it into the module and save that with roast_export.save",
+}
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "a folder"
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise LoadError(f"{path} does not exist") from None
+    except OSError as error:
+        raise LoadError(f"cannot read {path}: {error.strerror}") from error
+    if not head:
+        return "empty"
+    if head.startswith(b"PK"):
+        return _zip_kind(path)
+    if head[4:8] == b"ORTM":
+        return "an ORT-format model"
+    if head.startswith(b"GGUF"):
+        return "a GGUF file"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        return "a safetensors file"
+    if path.suffix == ".onnx":
+        return "an ONNX model"
+    if head[0] == 0x80:
+        return "torch pickle"
+    printable = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
+    return "a text file" if printable > 0.95 * len(head) else "of no kind known here"
+
+
+def _zip_kind(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        raise LoadError(f"{path} is truncated or damaged ({error}); copy it again") from error
+    if damaged:
+        raise LoadError(f"{path} is damaged in its member {damaged}; copy it again")
+    inner = {name.partition("/")[2] for name in names}
+    if "archive_format" in inner or "serialized_exported_program.json" in names:
+        return "export archive"
+    if "constants.pkl" in inner:
+        return "a TorchScript archive"
+    if "data.pkl" in inner:
+        return "torch pickle"
+    return "a numpy archive" if any(name.endswith(".npy") for name in names) else "a zip file without a model"
+
+
+def _open_archive(path: Path, trust: bool) -> nn.Module:
+    if not trust:
+        reason = _runs_code(path)
+        if reason:
+            raise LoadError(
+                f"{path} is a torch.export archive that runs code when opened ({reason}); add --trust "
+                "(trust=True) if you trust where it comes from, or write it anew with roast_export.save"
+            )
+    try:
+        with quiet():
+            return LoadedProgram(torch.export.load(path))
+    except Exception as error:
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LoadError(f"{path} cannot be opened as a torch.export archive: {message}") from error
+
+
+_CALLS = {
+    "Abs", "Add", "And", "CeilToInt", "CleanDiv", "Eq", "FloorDiv", "FloorToInt", "Ge", "Gt", "Identity",
+    "IntTrueDiv", "Integer", "Le", "Lt", "Max", "Min", "Mod", "ModularIndexing", "Mul", "Ne", "Not", "Or",
+    "Pow", "PowByNatural", "PythonMod", "Rational", "Symbol", "ToFloat", "TruncToInt", "Where",
+}  # fmt: skip
+"""What torch writes into shape expressions; it reads them back with Python's eval."""
+
+_EXPRESSION = re.compile(r"(?:\w|\s|'\w+'|[()+\-*/,<>=&|~])*")
+_TARGET = re.compile(r"(?:torch\.ops\.\w+\.\w+(?:\.\w+)?|_operator\.\w+|math\.\w+|torch\.sym_\w+)")
+
+
+def _runs_code(path: Path) -> str | None:
+    """Why torch.export.load would run code from this archive; None if it holds data only.
+
+    torch 2.13 unpickles tensors marked `use_pickle` and any member that its safe loader refuses,
+    loads compiled packages, evaluates shape expressions as Python and calls any function below `torch`.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if "/aotinductor/" in name or name.endswith((".so", ".o", ".cubin", ".cpp")):
+                return f"compiled code in {name}"
+            if name.endswith(".pt") and not _is_plain(archive.read(name)):
+                return f"pickled objects in {name}"
+            if name.endswith(".json") and not name.endswith(ARCHIVE_NOTE):
+                reason = _json_reason(json.loads(archive.read(name)))
+                if reason:
+                    return f"{reason} in {name}"
+    return None
+
+
+def _is_plain(blob: bytes) -> bool:
+    try:
+        torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
+    except Exception:
+        return False
+    return True
+
+
+def _json_reason(tree: Any) -> str | None:
+    if isinstance(tree, list):
+        return next((found for item in tree if (found := _json_reason(item))), None)
+    if not isinstance(tree, dict):
+        return None
+    if tree.get("use_pickle") is True:
+        return "pickled tensors"
+    text = tree.get("expr_str")
+    if isinstance(text, str) and not _is_shape_expression(text):
+        return f"the expression {text[:40]!r}"
+    target = tree.get("target")
+    if isinstance(target, str) and not _TARGET.fullmatch(target):
+        return f"a call of {target[:40]!r}"
+    return next((found for item in tree.values() if (found := _json_reason(item))), None)
+
+
+def _is_shape_expression(text: str) -> bool:
+    calls = set(re.findall(r"(\w+)\s*\(", text))
+    return bool(_EXPRESSION.fullmatch(text)) and "__" not in text and calls <= _CALLS
+
+
+def _open_pickle(path: Path, model: str | None, trust: bool) -> nn.Module:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not trust:
+            raise LoadError(
+                f"{path} is a pickled object, and unpickling runs code from the file; add --trust "
+                f"(trust=True) if you trust where it comes from{_needed(error)}"
+            ) from error
+        content = _unpickle(path)
+    except Exception as error:
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LoadError(f"{path} is truncated or damaged ({message}); copy it again") from error
+    if isinstance(content, nn.Module):
+        return content
+    state = _state_dict(content)
+    if state is None:
+        raise LoadError(f"{path} holds a {type(content).__name__}, not a module or a state dict; {_WANTED}")
+    if model is None:
+        raise LoadError(
+            f"{path} is a state dict of {len(state)} entries: values without a model; say what builds "
+            "the module with --model package.module:factory (model=...)"
+        )
+    return _fill(_factory(model)(), state, path, model)
+
+
+def _needed(error: BaseException) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" (it asks for {found.group(1)})" if found else ""
+
+
+def _unpickle(path: Path) -> Any:
+    _see_working_folder()
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise LoadError(f"{path} needs its model's code: {error}; put it on PYTHONPATH") from error
+    except Exception as error:
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LoadError(f"{path} cannot be unpickled: {message}") from error
+
+
+def _state_dict(content: Any) -> dict[str, Any] | None:
+    """The state dict in a file, also under the keys that training loops use for it."""
+    if not isinstance(content, dict):
+        return None
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = [value for value in content.values() if isinstance(value, torch.Tensor)]
+    return content if tensors and all(isinstance(key, str) for key in content) else None
+
+
+def _see_working_folder() -> None:
+    """Let a user's module beside the command be imported, as `python -m` does."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def _factory(name: str) -> Callable[[], nn.Module]:
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise LoadError(f"--model {name!r} must look like package.module:factory")
+    _see_working_folder()
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise LoadError(f"--model {name!r} cannot be imported: {error}") from error
+    if not callable(factory):
+        raise LoadError(f"--model {name!r} is not callable")
+    return factory  # type: ignore[no-any-return]
+
+
+def _fill(module: Any, state: dict[str, Any], path: Path, name: str) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise LoadError(f"--model {name!r} makes a {type(module).__name__}, not an nn.Module")
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise LoadError(f"{path} does not fit what {name} makes: {' '.join(lines)[:400]}") from error
+    return module.eval()

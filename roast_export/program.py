@@ -1,0 +1,336 @@
+"""One traced model: the exported program every target is made from, and what is virtual in it."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from collections.abc import Mapping as Lookup
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from roast_export.errors import ExportError, InputError
+from roast_export.mapping import Mapping
+
+Inputs = tuple[Any, ...] | Lookup[str, Any]
+"""Arguments of forward, in order, or by name."""
+
+ROAST_TARGETS = {
+    torch.ops.roast.gather.default: "gather",
+    torch.ops.roast.embedding.default: "embedding",
+}
+
+
+class LoadedProgram(nn.Module):
+    """A model opened from an archive, without its code. `program` is what torch.export proved."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        super().__init__()
+        # Guards are Python source in the archive; shapes are checked by running the model.
+        program._guards_code = []
+        self.program = program
+        self.graph = program.module(check_guards=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.graph(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> LoadedProgram:
+        """A traced graph keeps the mode in which it was traced."""
+        return self
+
+    @property
+    def roast_layers(self) -> dict[str, VirtualLayer]:
+        return {layer.name: layer for layer in layers_of(self.program)}
+
+
+@dataclass(frozen=True)
+class VirtualLayer:
+    """One use of a virtual weight in a traced graph."""
+
+    name: str
+    """Dotted name of the parameter that it replaces."""
+    node: str
+    """Name of the graph node, which is also the name of its ONNX value."""
+    kind: str
+    """"gather" or "embedding"."""
+    mapping: Mapping
+    scale: float
+    memory: Tensor
+    array: str
+    """Name of the parameter that holds the array."""
+
+
+def split(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of a forward call."""
+    if isinstance(inputs, Lookup):
+        return (), dict(inputs)
+    return tuple(inputs) if isinstance(inputs, Sequence) else (inputs,), {}
+
+
+def trace(
+    model: nn.Module, inputs: Inputs, dynamic_shapes: Any = None, *, every_dimension: bool = False
+) -> ExportedProgram:
+    """torch.export with `every_dimension` as dynamic as it can be, or as `dynamic_shapes` says.
+
+    dynamic_shapes: as torch.export takes it, or {"input": {axis: "name"}}.
+
+    Raises:
+        InputError: the example inputs do not run, or a dimension asked for cannot be dynamic.
+        ExportError: torch.export cannot trace the model.
+    """
+    if isinstance(model, LoadedProgram):
+        return model.program
+    model = model.eval()
+    _run(model, *split(inputs))
+    named = _arguments(model, inputs)
+    wanted = {name: {0} for name in named} if every_dimension else _wanted(named, dynamic_shapes)
+    if wanted is None:
+        shapes = dynamic_shapes
+    else:
+        named = _without_ones(model, named, wanted)
+        inputs = _call_like(inputs, named)
+        shapes = _every_dimension(named) if every_dimension else _dynamic(named, wanted)
+    args, kwargs = split(inputs)
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+    except (
+        torch._dynamo.exc.UserError,
+        torch.fx.experimental.symbolic_shapes.ConstraintViolationError,
+    ) as error:
+        raise InputError(
+            "a dimension that was asked to be dynamic is fixed by the model; leave it out of "
+            f"dynamic_shapes (--dynamic).\n{_reason(error)}"
+        ) from error
+    except Exception as error:
+        raise ExportError(f"torch.export cannot trace this model: {_reason(error)}") from error
+
+
+def layers_of(program: ExportedProgram) -> list[VirtualLayer]:
+    """Every use of a virtual weight, in the order of the graph."""
+    parameters = program.graph_signature.inputs_to_parameters | program.graph_signature.inputs_to_buffers
+    found: list[VirtualLayer] = []
+    for node in program.graph.nodes:
+        kind = ROAST_TARGETS.get(node.target)
+        if kind is None:
+            continue
+        array = parameters.get(getattr(node.args[0], "name", ""))
+        if array is None:
+            raise ExportError(
+                f"the array of {_layer_name(node, kind)} is computed inside the model; make it a "
+                "parameter or a buffer"
+            )
+        found.append(
+            VirtualLayer(
+                name=_layer_name(node, kind),
+                node=node.name,
+                kind=kind,
+                mapping=Mapping.from_list([int(x) for x in node.args[-2]]),
+                scale=float(node.args[-1]),
+                memory=program.state_dict[array].detach(),
+                array=array,
+            )
+        )
+    return found
+
+
+def kept_bytes(program: ExportedProgram) -> int:
+    """Bytes of the parameters, buffers and constants that are not arrays of virtual weights."""
+    arrays = {layer.memory.untyped_storage().data_ptr() for layer in layers_of(program)}
+    seen: dict[int, int] = {}
+    used = set(program.graph_signature.inputs_to_parameters.values())
+    used |= set(program.graph_signature.inputs_to_buffers.values())
+    for name, tensor in program.state_dict.items():
+        if name in used and tensor.untyped_storage().data_ptr() not in arrays:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.numel() * tensor.element_size()
+    constants = [t for t in program.constants.values() if isinstance(t, Tensor)]
+    return sum(seen.values()) + sum(t.numel() * t.element_size() for t in constants)
+
+
+def input_names(program: ExportedProgram) -> list[str]:
+    """Names of the tensor inputs in order; they are forward's argument names."""
+    return [str(name) for name in program.graph_signature.user_inputs]
+
+
+def flat_inputs(program: ExportedProgram, inputs: Inputs) -> dict[str, Tensor]:
+    """Example inputs as {name: tensor}, in the order of the graph.
+
+    Raises:
+        InputError: their structure is not the one the model was traced with.
+    """
+    args, kwargs = split(inputs)
+    in_spec = program.call_spec.in_spec
+    order = list(in_spec.child(1).context) if in_spec.num_children == 2 else []
+    n_positional = in_spec.child(0).num_children
+    if len(args) < n_positional + len(order):
+        names = _argument_names(program)
+        by_name = dict(zip(names, args, strict=False)) | kwargs
+        missing = [name for name in names if name not in by_name]
+        if missing:
+            raise InputError(f"no input {missing[0]!r} is given; the model takes {', '.join(names)}")
+        args = tuple(by_name[name] for name in names[:n_positional])
+        kwargs = {name: by_name[name] for name in names[n_positional:]}
+    leaves = pytree.tree_leaves((args, kwargs))
+    return dict(zip(input_names(program), leaves, strict=True))
+
+
+def call(model: nn.Module, program: ExportedProgram, values: dict[str, Tensor]) -> Any:
+    """Run the model on flat inputs {name: tensor}.
+
+    Raises:
+        InputError: the model does not run on them.
+    """
+    leaves = [values[name] for name in input_names(program)]
+    args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+    return _run(model, args, kwargs)
+
+
+def output_names(program: ExportedProgram) -> list[str]:
+    """A name for each tensor output: the keys of a dict, else output, or output_0, output_1 ..."""
+    outputs = program.graph_signature.user_outputs
+    tree = pytree.tree_unflatten(list(range(len(outputs))), program.call_spec.out_spec)
+    paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    taken = set(input_names(program))
+    names = []
+    for k, path in enumerate(paths):
+        parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
+        name = "_".join(parts) if parts and not parts[0].isdigit() else f"output_{'_'.join(parts) or k}"
+        name = "output" if len(paths) == 1 and name.startswith("output_") else name
+        names.append(f"{name}_out" if name in taken else name)
+    return names
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch's export chatter off the screen; what matters comes as an exception."""
+    levels = {name: logging.getLogger(name).level for name in ("torch", "torch.export", "torch.onnx")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # The fused inference path of nn.TransformerEncoder is one opaque operator that nothing can export.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _argument_names(program: ExportedProgram) -> list[str]:
+    """Top-level names of forward's arguments, positional ones first."""
+    signature = program.module_call_graph[0].signature
+    names = list(getattr(signature, "forward_arg_names", None) or [])
+    return names or input_names(program)
+
+
+def _layer_name(node: torch.fx.Node, kind: str) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else node.name
+    if kind == "embedding":
+        return f"{path}.weight" if path else "weight"
+    return path.replace(".virtual.", ".").removeprefix("virtual.")
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        with torch.no_grad():
+            return model(*args, **kwargs)
+    except Exception as error:
+        raise InputError(f"the model does not run on these inputs: {_first_line(error)}") from error
+
+
+def _arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Inputs by the names of forward's arguments, in the order of the call."""
+    args, kwargs = split(inputs)
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+
+
+def _call_like(inputs: Inputs, named: dict[str, Any]) -> Inputs:
+    """The named inputs in the form of the call: by position where they were, else by name."""
+    args, kwargs = split(inputs)
+    if not args:
+        return named
+    values = list(named.values())[: len(args)]
+    return tuple(values) if not kwargs else dict(named)
+
+
+def _wanted(named: dict[str, Any], shapes: Any) -> dict[str, set[int]] | None:
+    """Axes asked for by {"input": {axis: "name"}}; None if `shapes` is in torch.export's own form."""
+    labels = (
+        [x for axes in shapes.values() if isinstance(axes, Lookup) for x in axes.values()]
+        if (isinstance(shapes, Lookup))
+        else []
+    )
+    if not any(isinstance(label, str) for label in labels):
+        return None
+    wanted: dict[str, set[int]] = {}
+    for name, axes in shapes.items():
+        if name not in named:
+            raise InputError(f"no input is called {name!r}; the model takes {', '.join(named)}")
+        value = named[name]
+        for axis in axes or {}:
+            if not isinstance(value, Tensor) or not 0 <= axis < value.dim():
+                raise InputError(f"input {name!r} has no axis {axis}; its shape is {list(value.shape)}")
+            wanted.setdefault(name, set()).add(axis)
+    return wanted
+
+
+def _without_ones(model: nn.Module, named: dict[str, Any], wanted: dict[str, set[int]]) -> dict[str, Any]:
+    """Examples with no length 1 on the wanted axes, if the model runs on them.
+
+    torch.export takes a length of 1 for a constant (it may broadcast), so a batch of one would
+    stay a batch of one.
+    """
+    wide = dict(named)
+    for name, axes in wanted.items():
+        for axis in axes:
+            value = wide[name]
+            if isinstance(value, Tensor) and axis < value.dim() and value.shape[axis] == 1:
+                wide[name] = torch.cat((value, value), axis)
+    try:
+        _run(model, (), wide)
+    except InputError:
+        return named
+    return wide
+
+
+def _every_dimension(named: dict[str, Any]) -> dict[str, Any]:
+    def auto(leaf: Any) -> Any:
+        return [Dim.AUTO] * leaf.dim() if isinstance(leaf, Tensor) else None
+
+    return {name: pytree.tree_map(auto, value) for name, value in named.items()}
+
+
+def _dynamic(named: dict[str, Any], wanted: dict[str, set[int]]) -> dict[str, Any]:
+    def nothing(leaf: Any) -> None:
+        return None
+
+    return {
+        name: dict.fromkeys(sorted(wanted[name]), Dim.DYNAMIC)
+        if name in wanted
+        else pytree.tree_map(nothing, value)
+        for name, value in named.items()
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def _reason(error: BaseException) -> str:
+    """The lines of a torch.export error that speak to a user."""
+    lines = [
+        line for line in str(error).splitlines() if line.strip() and not line.startswith(("  File", "To "))
+    ]
+    return "\n".join(lines[:6]) or type(error).__name__
