@@ -1,0 +1,287 @@
+"""Exported program in, ONNX model out: virtual weights become nodes of `ai.roast`.
+
+Cases for one virtual weight:
+1. a hashed map: RoastGather, or RoastEmbedding where rows are looked up; with a standard-op function
+2. weights "materialized": RoastGatherFolded, which every runtime folds at load
+3. signs from MT19937, portable asked for: RoastGatherSigned with packed bits
+4. anything else from MT19937: RoastGatherDrawn, which needs the library
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from collections.abc import Mapping as Lookup
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxscript
+import torch
+from torch.export import ExportedProgram
+
+from roast_export import onnx_ops
+from roast_export.errors import ExportError, InputError
+from roast_export.mapping import VERSION, Element, Mapping, Sign
+from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
+
+DEFAULT_OPSET = 20
+OPSETS = range(onnx_ops.LOWEST_OPSET, 24)
+IR_VERSION = 10
+"""Read by onnxruntime 1.18 and later; opsets above 21 bring a higher one."""
+
+LARGEST_FILE = 2**31 - 2**20
+"""Protobuf's limit, less room for the graph; a larger model keeps its tensors in a file beside it."""
+
+SHARED_ARRAY = "roast_memory"
+"""Name of the one initializer that all layers share."""
+
+DimNames = Lookup[str, Lookup[int, str]]
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How to write the file. Raises InputError for values that cannot be."""
+
+    opset: int = DEFAULT_OPSET
+    materialized: bool = False
+    portable: bool = False
+    dim_names: DimNames | None = None
+    """Dynamic dimensions to keep, with their names; None keeps what the program has."""
+
+    def __post_init__(self) -> None:
+        if self.opset not in OPSETS:
+            raise InputError(f"opset {self.opset} is not in {OPSETS.start}..{OPSETS.stop - 1}")
+
+
+def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
+    """The ONNX model with its functions and metadata, in memory.
+
+    Raises:
+        ExportError: torch.onnx has no translation for an operator of the model.
+        InputError: a dimension named in dim_names is not dynamic.
+    """
+    onnx_ops.register_schemas()
+    layers = {layer.node: layer for layer in layers_of(program)}
+    model = _translate(program, options)
+    _name_outputs(model, program)
+    _name_nodes(model, layers)
+    _name_array(model, layers)
+    _settle_dimensions(model, program, options.dim_names)
+    _strip(model)
+    used = {node.op_type for node in model.graph if node.domain == onnx_ops.DOMAIN}
+    for proto in onnx_ops.functions(used, options.opset):
+        function = ir.serde.deserialize_function(proto)
+        model.functions[function.identifier()] = function
+    model.opset_imports.setdefault(onnx_ops.DOMAIN, onnx_ops.DOMAIN_VERSION)
+    model.metadata_props.update(_metadata(program, options))
+    model.producer_name, model.producer_version = "roast-export", version("roast-export")
+    return model
+
+
+def write(model: ir.Model, path: Path) -> None:
+    """One file, or the file and `<name>.data` beside it where protobuf's 2 GB do not hold the tensors."""
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size > LARGEST_FILE:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        ir.save(model, path)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that make up a model on disk."""
+    data = path.with_name(f"{path.name}.data")
+    return [path, data] if data.exists() else [path]
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a model on disk, external data included."""
+    return sum(os.path.getsize(file) for file in files_of(path))
+
+
+def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
+    roast = onnxscript.values.Opset(onnx_ops.DOMAIN, onnx_ops.DOMAIN_VERSION)
+    standard = onnxscript.values.Opset("", options.opset)
+
+    def gather(memory: Any, mapping: Sequence[int], scale: float) -> Any:
+        record = Mapping.from_list([int(x) for x in mapping])
+        name = _operator(record, options)
+        inputs = (
+            [memory, standard.Constant(value=_packed(record))] if name == "RoastGatherSigned" else [memory]
+        )
+        return getattr(roast, name)(*inputs, **onnx_ops.attributes(record, scale, name))
+
+    def embedding(memory: Any, ids: Any, mapping: Sequence[int], scale: float) -> Any:
+        record = Mapping.from_list([int(x) for x in mapping])
+        if options.materialized or onnx_ops.needs_stream(record):
+            return standard.Gather(gather(memory, mapping, scale), ids, axis=0)
+        ids = standard.Cast(ids, to=int(ir.DataType.INT64)) if ids.dtype != ir.DataType.INT64 else ids
+        return roast.RoastEmbedding(memory, ids, **onnx_ops.attributes(record, scale, "RoastEmbedding"))
+
+    table: dict[Callable[..., Any], Callable[..., Any]] = {
+        torch.ops.roast.gather.default: gather,
+        torch.ops.roast.embedding.default: embedding,
+    }
+    try:
+        with quiet(), torch.no_grad():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                custom_translation_table=table,
+                opset_version=options.opset,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ExportError(f"torch.onnx cannot translate this model: {str(cause).splitlines()[0]}") from error
+    assert exported is not None
+    return exported.model
+
+
+def _operator(mapping: Mapping, options: OnnxOptions) -> str:
+    if not onnx_ops.needs_stream(mapping):
+        return "RoastGatherFolded" if options.materialized else "RoastGather"
+    if options.materialized:
+        raise ExportError(
+            "weights drawn from MT19937 have no form that a runtime can decode by itself; export with "
+            "weights='virtual' and ship the library"
+        )
+    if not options.portable:
+        return "RoastGatherDrawn"
+    if mapping.element is not Element.HASH:
+        raise ExportError(
+            "slots drawn from MT19937 have no portable form; leave --portable out and ship the library"
+        )
+    return "RoastGatherSigned"
+
+
+def _packed(mapping: Mapping) -> onnx.TensorProto:
+    bits = np.packbits(mapping.signs().flatten() > 0, bitorder="little")
+    return onnx.numpy_helper.from_array(bits)
+
+
+def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
+    for value, name in zip(model.graph.outputs, output_names(program), strict=True):
+        value.name = name
+
+
+def _name_nodes(model: ir.Model, layers: dict[str, VirtualLayer]) -> None:
+    """Roast nodes take the dotted name of their weight; a second use of it gets #2, and so on."""
+    uses: dict[str, int] = {}
+    for node in model.graph:
+        if node.domain == onnx_ops.DOMAIN:
+            name = layers[str(node.outputs[0].name)].name
+            uses[name] = uses.get(name, 0) + 1
+            node.name = name if uses[name] == 1 else f"{name}#{uses[name]}"
+
+
+def _name_array(model: ir.Model, layers: dict[str, VirtualLayer]) -> None:
+    """The array that all layers share gets a name of its own; local arrays keep their layer's."""
+    names = {layer.array for layer in layers.values()}
+    if len(names) == 1 and len(layers) > 1:
+        array = model.graph.initializers.pop(names.pop())
+        array.name = SHARED_ARRAY
+        model.graph.initializers[SHARED_ARRAY] = array
+
+
+def _settle_dimensions(model: ir.Model, program: ExportedProgram, dim_names: DimNames | None) -> None:
+    """Give every symbol the name asked for; fix the ones nobody asked for at their example's length."""
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    names: dict[str, str | int] = {}
+    for name, axes in (dim_names or {}).items():
+        if name not in inputs:
+            raise InputError(f"no input is called {name!r}; the model takes {', '.join(inputs)}")
+        shape = inputs[name].shape
+        assert shape is not None
+        for axis, label in axes.items():
+            symbol = _symbol(shape[axis]) if -len(shape) <= axis < len(shape) else None
+            if symbol is None:
+                free = [
+                    f"{n}:{k}" for n, v in inputs.items() for k, d in enumerate(v.shape or ()) if _symbol(d)
+                ]
+                raise InputError(
+                    f"input {name!r}, axis {axis} is fixed by the model; "
+                    f"dynamic are: {', '.join(free) or 'none'}"
+                )
+            names.setdefault(symbol, label)
+    examples = _example_lengths(program)
+    for name, value in inputs.items():
+        for axis, dim in enumerate(value.shape or ()):
+            symbol = _symbol(dim)
+            if symbol is not None and symbol not in names:
+                names[symbol] = f"{name}_{axis}" if dim_names is None else examples[name][axis]
+    for value in _all_values(model):
+        if value.shape is not None:
+            value.shape = ir.Shape([_settled(dim, names) for dim in value.shape])
+
+
+def _symbol(dim: int | ir.SymbolicDim) -> str | None:
+    """The symbol of a dimension. torch.onnx writes some known lengths as symbols like "7"."""
+    text = None if isinstance(dim, int) else dim.value
+    return text if text and not text.isdigit() else None
+
+
+def _settled(dim: int | ir.SymbolicDim, names: dict[str, str | int]) -> int | str | None:
+    if isinstance(dim, int):
+        return dim
+    text = dim.value
+    if text is None or text.isdigit():
+        return int(text) if text else None
+    # A derived length such as 2*s0 stays unknown: its symbols are about to change their names.
+    return names.get(text)
+
+
+def _example_lengths(program: ExportedProgram) -> dict[str, list[int]]:
+    args, kwargs = program.example_inputs
+    leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+    return {
+        name: list(leaf.shape)
+        for name, leaf in zip(input_names(program), leaves, strict=True)
+        if isinstance(leaf, torch.Tensor)
+    }
+
+
+def _all_values(model: ir.Model) -> list[ir.Value]:
+    values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+    return list({id(value): value for value in values}.values())
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop what the exporter noted for debugging; it can be larger than the model."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.doc_string = model.graph.doc_string = None
+    values = [*_all_values(model), *model.graph.initializers.values()]
+    for thing in [*model.graph, *values]:
+        thing.metadata_props.clear()
+        thing.doc_string = None
+    # onnxruntime's custom operators of this age cannot infer shapes: the file says theirs.
+    stated = [*model.graph.inputs, *model.graph.outputs]
+    stated += [node.outputs[0] for node in model.graph if node.domain == onnx_ops.DOMAIN]
+    keep = {id(value) for value in stated}
+    for value in values:
+        if id(value) not in keep and value.const_value is None:
+            value.shape = value.type = None
+    model.ir_version = min(model.ir_version or IR_VERSION, IR_VERSION)
+
+
+def _metadata(program: ExportedProgram, options: OnnxOptions) -> dict[str, str]:
+    found = {
+        "roast.mapping_version": str(VERSION),
+        "roast.source": f"roast-export {version('roast-export')}, torch {torch.__version__}",
+        "roast.weights": "materialized" if options.materialized else "virtual",
+        "roast.minimum_runtime": "onnxruntime 1.20; with the library 1.16",
+    }
+    for layer in layers_of(program):
+        digest = hashlib.sha256(layer.memory.contiguous().cpu().numpy().tobytes()).hexdigest()
+        found[f"roast.sha256.{layer.array}"] = digest
+    if any(layer.mapping.sign is Sign.MT19937 or layer.mapping.element for layer in layers_of(program)):
+        found["roast.minimum_runtime"] = "onnxruntime 1.16 with the roast library"
+    return found
