@@ -1,0 +1,108 @@
+"""export(): trace, write, prove, and only then put the file in place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping as Lookup
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from roast_export.errors import InputError, VerificationError
+from roast_export.files import replacing
+from roast_export.gate import describe, size_check
+from roast_export.program import Inputs, layers_of
+from roast_export.report import Report
+from roast_export.subject import Subject, read
+from roast_export.to_onnx import DEFAULT_OPSET, OnnxOptions, to_onnx, write
+from roast_export.verify import ATOL, RTOL, Progress, program_of, prove
+
+TARGETS = ("onnx",)
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    to: str = "onnx",
+    example_inputs: Inputs | None = None,
+    dynamic_shapes: Any = None,
+    opset: int | None = None,
+    weights: Literal["virtual", "materialized"] = "virtual",
+    verify: bool = True,
+    portable: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Write `model` to `path` and prove the file equal to PyTorch before it is put in place.
+
+    example_inputs: arguments of forward, in order or by name; an archive of `save` brings its own.
+    dynamic_shapes: as torch.export takes it, or {"input": {axis: "name"}}. A live module has fixed
+        shapes by default; an archive keeps what is dynamic in it.
+    weights: "virtual" reads the array at every run; "materialized" lets the runtime expand all
+        weights once, at load: the same file size, dense memory and dense speed.
+    portable: where signs come from MT19937, store them packed, so that the file needs no library.
+    progress: called with a step's name, how much of it is done, and how much there is.
+
+    Raises:
+        InputError: an argument does not fit the model, or nothing in the model is virtual.
+        ExportError: the model cannot be expressed, or the file cannot be written.
+        VerificationError: the file does not match PyTorch; its `report` says where. Nothing is written.
+    """
+    if to not in TARGETS:
+        raise InputError(f"target {to!r} is not one of {', '.join(TARGETS)}")
+    if weights not in ("virtual", "materialized"):
+        raise InputError(f"weights {weights!r} must be 'virtual' or 'materialized'")
+    options = OnnxOptions(
+        opset=DEFAULT_OPSET if opset is None else opset,
+        materialized=weights == "materialized",
+        portable=portable,
+        dim_names=_names(dynamic_shapes),
+    )
+    tell = progress or (lambda step, done, total: None)
+    with replacing(path) as target:
+        tell("trace", 0, 1)
+        program = program_of(model, example_inputs, dynamic_shapes)
+        if not layers_of(program):
+            raise InputError(
+                "nothing in this model is virtual; compress it first (roast-compress, compress())"
+            )
+        tell("translate", 0, 1)
+        write(to_onnx(program, options), target)
+        if verify:
+            report = prove(model, program, target, example_inputs, progress=progress)
+        else:
+            report = _unproved(model, program, target, example_inputs)
+        report.path = os.fspath(path)
+        if report.failures:
+            raise VerificationError(_summary(report), report)
+    return report
+
+
+def _names(shapes: Any) -> dict[str, dict[int, str]] | None:
+    """{"input": {axis: "name"}} where that form is used; other forms leave naming to the exporter."""
+    if not isinstance(shapes, Lookup):
+        return None
+    names = {
+        name: {axis: label for axis, label in axes.items() if isinstance(label, str)}
+        for name, axes in shapes.items()
+        if isinstance(axes, Lookup)
+    }
+    return names if any(names.values()) else None
+
+
+def _unproved(model: nn.Module, program: Any, target: Path, inputs: Inputs | None) -> Report:
+    subject = Subject(model, program, target, read(target), layers_of(program), inputs or (), ATOL, RTOL)
+    report = describe(subject)
+    report.checks.append(size_check(report))
+    report.warnings.append("not verified")
+    return report
+
+
+def _summary(report: Report) -> str:
+    first = report.failures[0]
+    where = f"{first.name} in {first.runtime}"
+    detail = first.note or f"expected {first.expected:g}, found {first.actual:g} at {list(first.index)}"
+    return (
+        f"the exported file does not match PyTorch: {where}: {detail} ({len(report.failures)} checks failed)"
+    )

@@ -1,0 +1,159 @@
+"""The runtimes that a file is proved in. Each says whether it can be used here, and why not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roast_export.errors import RoastError
+from roast_export.libraries import ort_library_path
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+Array = NDArray[Any]
+Run = Callable[[dict[str, Array]], list[Array]]
+
+DISABLE_FOLDING = "optimization.disable_specified_optimizers"
+"""Session entry; set to "ConstantFolding" it keeps virtual weights virtual without the library."""
+
+REFERENCE_LIMIT = 1 << 21
+"""Virtual elements above which onnx's reference evaluator (plain numpy) takes minutes."""
+
+FOLDED_LIMIT = 1 << 24
+"""Virtual elements above which a default session without the library takes gigabytes to load."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One way to run an ONNX file.
+
+    unavailable: why it cannot be used on this machine, or None.
+    open: a path or a serialized model in, a function from named inputs to all outputs out.
+    """
+
+    name: str
+    open: Callable[[str | bytes], Run]
+    unavailable: Callable[[], str | None]
+    limit: int | None = None
+    """Most virtual elements it is used for unless asked for by name."""
+
+
+def create_session(
+    path: str | os.PathLike[str], sess_options: onnxruntime.SessionOptions | None = None, **kw: Any
+) -> onnxruntime.InferenceSession:
+    """An onnxruntime session with this package's operators registered; arguments as InferenceSession.
+
+    Raises:
+        RoastError: the operator library is missing or this onnxruntime refuses it.
+    """
+    import onnxruntime
+
+    options = sess_options or onnxruntime.SessionOptions()
+    _register(options)
+    return onnxruntime.InferenceSession(os.fspath(path), options, **_with_provider(kw))
+
+
+def native_unavailable() -> str | None:
+    """Why the native path cannot be used on this machine, or None."""
+    import onnxruntime
+
+    try:
+        _register(onnxruntime.SessionOptions())
+    except RoastError as error:
+        return str(error)
+    return None
+
+
+def optimised_copy(path: Path, to: Path) -> None:
+    """What onnxruntime, with the library registered, makes of a file at its highest optimisation level."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(to)
+    # Large tensors would otherwise hit protobuf's 2 GB limit.
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", f"{to.name}.data"
+    )
+    _quiet(options)
+    create_session(path, options)
+
+
+def runtimes() -> list[Runtime]:
+    """Every runtime this version knows, in the order in which they are tried."""
+    return [
+        Runtime("onnxruntime native", _open_native, native_unavailable),
+        Runtime("onnxruntime portable", _open_unfolded, lambda: None),
+        Runtime("onnxruntime folded", _open_folded, lambda: None, FOLDED_LIMIT),
+        Runtime("onnx reference", _open_reference, lambda: None, REFERENCE_LIMIT),
+    ]
+
+
+def _register(options: onnxruntime.SessionOptions) -> None:
+    library = ort_library_path()
+    try:
+        options.register_custom_ops_library(library)
+    except Exception as error:
+        raise RoastError(f"onnxruntime does not accept {library}: {error}; upgrade onnxruntime") from error
+
+
+def _with_provider(kw: dict[str, Any]) -> dict[str, Any]:
+    return {"providers": ["CPUExecutionProvider"], **kw}
+
+
+def _quiet(options: onnxruntime.SessionOptions) -> None:
+    options.log_severity_level = 3
+
+
+def _session(model: str | bytes, *, native: bool = False, fold: bool = True) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    _quiet(options)
+    if native:
+        _register(options)
+    if not fold:
+        options.add_session_config_entry(DISABLE_FOLDING, "ConstantFolding")
+    session = onnxruntime.InferenceSession(model, options, **_with_provider({}))
+    return lambda inputs: list(session.run(None, inputs))
+
+
+def _open_native(model: str | bytes) -> Run:
+    return _session(model, native=True)
+
+
+def _open_unfolded(model: str | bytes) -> Run:
+    return _session(model, fold=False)
+
+
+def _open_folded(model: str | bytes) -> Run:
+    return _session(model)
+
+
+def _open_reference(model: str | bytes) -> Run:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    proto: onnx.ModelProto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)
+    evaluator = ReferenceEvaluator(proto)
+
+    def run(inputs: dict[str, Array]) -> list[Array]:
+        with np.errstate(all="ignore"):
+            return [np.asarray(output) for output in evaluator.run(None, inputs)]
+
+    return run
+
+
+@cache
+def onnxruntime_version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
