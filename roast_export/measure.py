@@ -1,0 +1,153 @@
+"""Load and run an exported file in a fresh process, and say what that cost.
+
+The child process runs this file by its path, so that it imports onnxruntime and numpy and neither
+the package nor torch: what it measures is what a program without PyTorch would see.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from roast_export.report import Measurement
+
+TIMEOUT_SECONDS = 1800
+
+
+def measure(
+    path: str | Path,
+    inputs: dict[str, np.ndarray],
+    *,
+    native: bool,
+    fold: bool = False,
+    threads: int = 1,
+    runs: int = 5,
+    label: str | None = None,
+) -> Measurement:
+    """Memory, load time and latency of `path` in ONNX Runtime, in a process of its own.
+
+    native: register the operator library. Otherwise the portable functions run, and unless `fold`
+        ONNX Runtime is kept from expanding them to dense weights at load.
+    runs: timed runs, after one that is not timed; the median counts.
+    label: what the report calls it; "native", "portable" or "portable, folded" without one.
+
+    Bytes are growth against the process just before the session is created, with onnxruntime
+    imported and the inputs in memory. They are 0 where the system does not tell (not Linux).
+
+    Raises:
+        RoastError: the process failed; the message has the reason.
+    """
+    import numpy as np
+
+    from roast_export.errors import RoastError
+    from roast_export.libraries import ort_library_path
+    from roast_export.report import Measurement
+
+    if runs < 1 or threads < 1:
+        raise RoastError(f"runs {runs} and threads {threads} must be at least 1")
+    request: dict[str, Any] = {
+        "path": str(Path(path).resolve()),
+        "library": ort_library_path() if native else None,
+        "fold": fold or native,
+        "threads": threads,
+        "runs": runs,
+    }
+    with tempfile.TemporaryDirectory(prefix="roast-measure-") as folder:
+        feeds = Path(folder) / "inputs.npz"
+        named: dict[str, Any] = {f"_{name}": array for name, array in inputs.items()}
+        np.savez(feeds, **named)
+        request["inputs"] = str(feeds)
+        try:
+            # -P: this file's folder must not come before the standard library.
+            child = subprocess.run(
+                [sys.executable, "-P", str(Path(__file__).resolve()), json.dumps(request)],
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RoastError(f"measuring {path} took more than {TIMEOUT_SECONDS} s") from error
+    if child.returncode != 0:
+        last = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        raise RoastError(f"{path} could not be measured: {last}")
+    found = json.loads(child.stdout.splitlines()[-1])
+    default = "native" if native else "portable, folded" if fold else "portable"
+    return Measurement(path=label or default, **found)
+
+
+def _resident(key: str) -> int:
+    """VmRSS or VmHWM of this process in bytes; 0 where /proc does not say."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    lines = [line.split() for line in text.splitlines() if line.startswith(f"{key}:")]
+    return int(lines[0][1]) * 1024 if lines else 0
+
+
+def _forget_peak() -> None:
+    """Set VmHWM back to VmRSS (proc(5), clear_refs): importing had a peak of its own."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def _session(request: dict[str, Any]) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = request["threads"]
+    options.inter_op_num_threads = 1
+    if request["library"]:
+        options.register_custom_ops_library(request["library"])
+    disabled = [] if request["fold"] else ["ConstantFolding"]
+    return ort.InferenceSession(
+        request["path"], options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+    )
+
+
+def _child(request: dict[str, Any]) -> dict[str, float]:
+    import numpy as np
+    import onnxruntime  # noqa: F401 - the import belongs before the first look at memory
+
+    with np.load(request["inputs"], allow_pickle=False) as archive:
+        feeds = {name[1:]: archive[name] for name in archive.files}
+    _forget_peak()
+    before = _resident("VmRSS")
+    start = time.perf_counter()
+    session = _session(request)
+    load_seconds = time.perf_counter() - start
+    loaded, peak = _resident("VmRSS"), _resident("VmHWM")
+    session.run(None, feeds)
+    times = []
+    for _ in range(request["runs"]):
+        start = time.perf_counter()
+        session.run(None, feeds)
+        times.append(time.perf_counter() - start)
+    return {
+        "load_seconds": load_seconds,
+        "load_resident_bytes": max(0, loaded - before),
+        "load_peak_bytes": max(0, peak - before),
+        "run_resident_bytes": max(0, _resident("VmRSS") - before),
+        "run_seconds": statistics.median(times),
+    }
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(json.dumps(_child(json.loads(sys.argv[1]))) + "\n")
+    except Exception as error:
+        message = " ".join(str(error).split())
+        sys.exit(f"{type(error).__name__}: {message}")
