@@ -1,0 +1,401 @@
+"""The four commands: roast-export, roast-verify, roast-inspect, roast-compress.
+
+Exit codes: 0 done (and verified), 1 refused or failed, 2 the exported file does not match.
+The one `try` of the package is in `RoastCommand.main`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import click
+
+from roast_export.compress import compress
+from roast_export.errors import ExportError, InputError, RoastError, VerificationError
+from roast_export.export import export
+from roast_export.inputs import merge_inputs, parse_dynamic
+from roast_export.inspect import inspect
+from roast_export.load import load, save
+from roast_export.progress import progress
+from roast_export.report import Report
+from roast_export.runtimes import runtimes
+from roast_export.summary import summary
+from roast_export.verify import verify
+
+TARGETS = {"onnx": ".onnx"}
+"""Targets that can be written today, with the suffix of their files."""
+
+REPORT_SUFFIXES = (".html", ".json", ".xml", ".txt")
+REFUSED, MISMATCH, INTERRUPTED = 1, 2, 130
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class RoastCommand(click.Command):
+    """A command that turns every exception into one message on stderr and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        # Read before the arguments are parsed: parsing them may be what fails.
+        given = kwargs.get("args", args[0] if args else None)
+        debug = "--debug" in (sys.argv if given is None else given)
+        try:
+            with _calm(debug):
+                code = super().main(*args, **kwargs)
+        except VerificationError as error:
+            _complain(str(error), debug)
+            sys.exit(MISMATCH)
+        except RoastError as error:
+            _complain(str(error), debug)
+            sys.exit(REFUSED)
+        except click.ClickException as error:
+            name = getattr(getattr(error, "ctx", None), "command_path", self.name)
+            _complain(f"{error.format_message()} (see {name} --help)", debug)
+            sys.exit(REFUSED)
+        except (click.Abort, KeyboardInterrupt):
+            _complain("interrupted", False)
+            sys.exit(INTERRUPTED)
+        except Exception as error:
+            hint = "" if debug else "; this is a bug in roast-export, --debug shows where"
+            _complain(f"{type(error).__name__}: {error}{hint}", debug)
+            sys.exit(REFUSED)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"error: {message}", err=True)
+
+
+@contextmanager
+def _calm(debug: bool) -> Iterator[None]:
+    """Only our own log, from warnings up, unless the user asks for everything."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if debug else logging.ERROR)
+    logging.getLogger("roast_export").setLevel(logging.INFO if debug else logging.WARNING)
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+        yield
+
+
+def _options(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
+    """Several click options as one decorator, in the order in which --help lists them."""
+
+    def decorate(function: Decorated) -> Decorated:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+_debug = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks, logs and warnings.")
+_version = click.version_option(package_name="roast-export", message="%(package)s %(version)s")
+_loading = _options(
+    click.option(
+        "--model",
+        "factory",
+        metavar="PKG:FACTORY",
+        help="Function that builds the model of a bare state dict.",
+    ),
+    click.option(
+        "--trust", is_flag=True, help="Open pickled modules. A pickle can run any code: only files you trust."
+    ),
+)
+_examples = _options(
+    click.option(
+        "--input",
+        "specs",
+        multiple=True,
+        metavar="NAME:DTYPE[DIMS]",
+        help="An example input by the name of forward's argument, such as ids:int64[1,7]. Repeatable.",
+    ),
+    click.option(
+        "--inputs",
+        "inputs_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE.npz",
+        help="Example inputs, one array for each argument of forward.",
+    ),
+)
+_reporting = click.option(
+    "--report",
+    "report_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the report; the suffix chooses: .html .json .xml (JUnit) .txt",
+)
+
+
+def _list_runtimes(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if not value or context.resilient_parsing:
+        return
+    for runtime in runtimes():
+        reason = runtime.unavailable()
+        click.echo(f"{runtime.name}: {'usable' if reason is None else f'not usable: {reason}'}")
+    context.exit(0)
+
+
+@click.command("roast-export", cls=RoastCommand)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--to", type=click.Choice(list(TARGETS)), default="onnx", show_default=True, help="Target format."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Exported file; MODEL's name with the target's suffix.",
+)
+@_examples
+@click.option(
+    "--dynamic",
+    "dynamic_specs",
+    multiple=True,
+    metavar="NAME:AXIS=DIM",
+    help="A dimension that may have any length, such as ids:0=batch. Repeatable.",
+)
+@click.option("--opset", type=int, help="ONNX opset.")
+@_loading
+@click.option(
+    "--weights",
+    type=click.Choice(["virtual", "materialized"]),
+    default="virtual",
+    show_default=True,
+    help="virtual: small in memory; materialized: decoded once at load, dense in memory and dense speed.",
+)
+@click.option(
+    "--portable",
+    is_flag=True,
+    help="Carry packed signs where they come from MT19937, so that the file runs without the library.",
+)
+@click.option("--no-verify", is_flag=True, help="Put the file in place without the proof.")
+@_reporting
+@click.option(
+    "--runtimes",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_runtimes,
+    help="List the runtimes that are usable here, and exit.",
+)
+@_debug
+@_version
+def export_command(
+    model: Path,
+    to: str,
+    output: Path | None,
+    specs: Sequence[str],
+    inputs_file: Path | None,
+    dynamic_specs: Sequence[str],
+    opset: int | None,
+    factory: str | None,
+    trust: bool,
+    weights: Literal["virtual", "materialized"],
+    portable: bool,
+    no_verify: bool,
+    report_path: Path | None,
+) -> None:
+    """Export MODEL and prove the file equal to PyTorch before it is put in place."""
+    output = output or Path(model.stem + TARGETS[to])
+    _check_output(output, model)
+    _check_report(report_path, model, output)
+    examples = merge_inputs(specs, inputs_file)
+    dynamic = parse_dynamic(dynamic_specs, examples)
+    loaded = load(model, model=factory, trust=trust)
+    with progress() as show:
+        _reported(
+            lambda: export(
+                loaded,
+                output,
+                to=to,
+                example_inputs=examples,
+                dynamic_shapes=dynamic,
+                opset=opset,
+                weights=weights,
+                portable=portable,
+                verify=not no_verify,
+                progress=show,
+            ),
+            model,
+            report_path,
+        )
+
+
+@click.command("roast-verify", cls=RoastCommand)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("exported", type=click.Path(path_type=Path), nargs=-1, required=True)
+@_examples
+@_loading
+@click.option("--runtime", "chosen", multiple=True, metavar="NAME", help="Only this runtime. Repeatable.")
+@click.option("--atol", type=click.FloatRange(min=0), help="Absolute bound on outputs.")
+@click.option("--rtol", type=click.FloatRange(min=0), help="Relative bound on outputs.")
+@_reporting
+@_debug
+@_version
+def verify_command(
+    model: Path,
+    exported: Sequence[Path],
+    specs: Sequence[str],
+    inputs_file: Path | None,
+    factory: str | None,
+    trust: bool,
+    chosen: Sequence[str],
+    atol: float | None,
+    rtol: float | None,
+    report_path: Path | None,
+) -> None:
+    """Compare each EXPORTED file with MODEL in every runtime at hand."""
+    _check_report(report_path, model, *exported)
+    if report_path is not None and len(exported) > 1:
+        raise InputError("--report holds the report of one file; verify one file at a time with it")
+    missing = [str(path) for path in exported if not path.is_file()]
+    if missing:
+        raise InputError(f"{missing[0]}: there is no such file")
+    examples = merge_inputs(specs, inputs_file)
+    loaded = load(model, model=factory, trust=trust)
+    failed: dict[str, Report] = {}
+    for path in exported:
+        with progress() as show:
+            report = verify(
+                loaded,
+                path,
+                example_inputs=examples,
+                runtimes=list(chosen) or None,
+                atol=atol,
+                rtol=rtol,
+                progress=show,
+            )
+        report.model = str(model)
+        click.echo(str(report))
+        _save_report(report, report_path)
+        if not report.passed:
+            failed[str(path)] = report
+    if failed:
+        raise VerificationError(
+            f"{', '.join(failed)}: not proved equal to {model}; the reason is above",
+            next(iter(failed.values())),
+        )
+
+
+@click.command("roast-inspect", cls=RoastCommand)
+@click.argument("file", type=click.Path(path_type=Path))
+@_loading
+@_debug
+@_version
+def inspect_command(file: Path, factory: str | None, trust: bool) -> None:
+    """Show what is in FILE: virtual weights, arrays, sizes, and how it would run on this machine."""
+    click.echo(str(inspect(file, model=factory, trust=trust)))
+
+
+@click.command("roast-compress", cls=RoastCommand)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--ratio", type=float, required=True, help="Elements that become virtual per array element.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Compressed archive.  [default: *.roast.pt]"
+)
+@_examples
+@_loading
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the hashes.")
+@click.option(
+    "--min-params", type=int, default=2048, show_default=True, help="Leave smaller parameters dense."
+)
+@click.option("--include", multiple=True, metavar="PATTERN", help="Only parameters of this name. Repeatable.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="No parameters of this name. Repeatable.")
+@click.option("--local", is_flag=True, help="An array for each parameter instead of one for all.")
+@_debug
+@_version
+def compress_command(
+    model: Path,
+    ratio: float,
+    output: Path | None,
+    specs: Sequence[str],
+    inputs_file: Path | None,
+    factory: str | None,
+    trust: bool,
+    seed: int,
+    min_params: int,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    local: bool,
+) -> None:
+    """Make the large parameters of a dense MODEL virtual, over one small shared array.
+
+    The compressed model is written as an archive that opens without the model's code, which takes
+    example inputs (--input or --inputs). Without them the table is shown and nothing is written.
+    """
+    if output is not None:
+        _check_output(output, model)
+    examples = merge_inputs(specs, inputs_file)
+    if output is not None and examples is None:
+        raise InputError(
+            f"{output} cannot be written without example inputs; add --input NAME:DTYPE[DIMS] "
+            "or --inputs FILE.npz"
+        )
+    compressed = compress(
+        load(model, model=factory, trust=trust),
+        ratio,
+        seed=seed,
+        min_params=min_params,
+        include=list(include) or None,
+        exclude=list(exclude) or None,
+        local=local,
+    )
+    click.echo(str(summary(compressed)))
+    if examples is None:
+        click.echo("nothing written: add --input NAME:DTYPE[DIMS] or --inputs FILE.npz to save the model")
+        return
+    output = output or Path(f"{model.stem}.roast.pt")
+    _check_output(output, model)
+    save(compressed, output, examples)
+    click.echo(f"wrote {output}, {output.stat().st_size:,} bytes")
+
+
+def _check_output(output: Path, model: Path) -> None:
+    """Refuse before the long work what cannot be written after it."""
+    if output.resolve() == model.resolve():
+        raise ExportError(f"{output} is the model itself; choose another output with -o")
+    if output.is_dir():
+        raise ExportError(f"{output} is a folder; name a file with -o")
+    if not output.absolute().parent.is_dir():
+        raise ExportError(f"the folder {output.parent} does not exist; create it or choose another with -o")
+
+
+def _check_report(path: Path | None, *others: Path) -> None:
+    if path is None:
+        return
+    if path.suffix not in REPORT_SUFFIXES:
+        raise InputError(f"--report {path}: the name must end in one of {', '.join(REPORT_SUFFIXES)}")
+    if path.is_dir() or path.resolve() in [other.resolve() for other in others]:
+        raise InputError(f"--report {path}: this is a folder, the model or the output; choose another name")
+
+
+def _reported(work: Callable[[], Report], model: Path, report_path: Path | None) -> None:
+    """Show and save the report of `work`, with the model's path in it, also when the proof fails."""
+    try:
+        report = work()
+    except VerificationError as error:
+        error.report.model = str(model)
+        click.echo(str(error.report))
+        _save_report(error.report, report_path)
+        raise
+    report.model = str(model)
+    click.echo(str(report))
+    _save_report(report, report_path)
+
+
+def _save_report(report: Report, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        report.save(path)
+    except OSError as error:
+        raise ExportError(f"the report cannot be written to {path}: {error.strerror or error}") from error
