@@ -132,6 +132,7 @@ def _layer(node: onnx.NodeProto) -> Layer:
         tile=mapping.tile,
         scale=scale,
         array=node.input[0],
+        fields=tuple(mapping.to_list()),
     )
 
 

@@ -55,7 +55,8 @@ class Hash:
         """Hash tile numbers. int64 with wrap-around; `mod` is floored, so the result is in [0, p)."""
         with np.errstate(over="ignore"):
             mixed = i * np.int64(self.a) + j * np.int64(self.b) + j * j * np.int64(self.q)
-            return np.mod(mixed + np.int64(self.g), np.int64(self.p))
+            hashed: NDArray[np.int64] = np.mod(mixed + np.int64(self.g), np.int64(self.p))
+            return hashed
 
     def to_list(self) -> list[int]:
         return [self.p, self.a, self.b, self.q, self.g]
@@ -257,7 +258,7 @@ def check_scale(scale: float) -> float:
 def mt19937_stream(seed: int, n: int) -> NDArray[np.uint64]:
     """The first n raw 32-bit outputs of MT19937 after init_genrand(seed) (Matsumoto, Nishimura 1998)."""
     generator = np.random.MT19937()
-    generator._legacy_seeding(seed)  # type: ignore[attr-defined]
+    generator._legacy_seeding(seed)
     return generator.random_raw(n).astype(np.uint64)
 
 

@@ -14,8 +14,8 @@ import onnx
 import onnx.defs
 import onnx.parser
 
-from roast_export.errors import ExportError
-from roast_export.mapping import Element, Hash, Mapping, Sign
+from roast_export.errors import ExportError, MappingError
+from roast_export.mapping import Element, Hash, Mapping, Sign, check_scale
 
 DOMAIN = "ai.roast"
 DOMAIN_VERSION = 1
@@ -106,9 +106,14 @@ def mapping_of(node: onnx.NodeProto) -> tuple[Mapping, float]:
             sign_seed=found.get("sign_seed", 0),
             sign_skip=found.get("sign_skip", 0),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        scale = check_scale(float(found["scale"]))
+    except MappingError:
+        raise
+    except KeyError as error:
+        raise ExportError(f"{node.op_type} {node.name!r} has no attribute {error}") from error
+    except (TypeError, ValueError) as error:
         raise ExportError(f"{node.op_type} {node.name!r} has a bad attribute: {error}") from error
-    return mapping, float(found["scale"])
+    return mapping, scale
 
 
 def functions(operators: Iterable[str], opset: int) -> list[onnx.FunctionProto]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Lookup
@@ -105,10 +106,7 @@ def trace(
         torch._dynamo.exc.UserError,
         torch.fx.experimental.symbolic_shapes.ConstraintViolationError,
     ) as error:
-        raise InputError(
-            "a dimension that was asked to be dynamic is fixed by the model; leave it out of "
-            f"dynamic_shapes (--dynamic).\n{_reason(error)}"
-        ) from error
+        raise InputError(_fixed(error)) from error
     except Exception as error:
         raise ExportError(f"torch.export cannot trace this model: {_reason(error)}") from error
 
@@ -321,6 +319,15 @@ def _dynamic(named: dict[str, Any], wanted: dict[str, set[int]]) -> dict[str, An
         else pytree.tree_map(nothing, value)
         for name, value in named.items()
     }
+
+
+def _fixed(error: BaseException) -> str:
+    """Which dimension torch.export found to be fixed, in one sentence."""
+    found = re.search(r"inputs\['(\w+)'\](?:\[\d+\])?\.shape\[(\d+)\]", str(error))
+    which = f"input {found[1]!r}, axis {found[2]}" if found else "a dimension asked to be dynamic"
+    length = re.search(r"hint of (\d+)", str(error))
+    at = f" at {length[1]}" if length else ""
+    return f"{which} is fixed by the model{at}; leave it out of dynamic_shapes (--dynamic)"
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ Cases for one virtual weight:
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -177,7 +178,9 @@ def _name_nodes(model: ir.Model, layers: dict[str, VirtualLayer]) -> None:
     uses: dict[str, int] = {}
     for node in model.graph:
         if node.domain == onnx_ops.DOMAIN:
-            name = layers[str(node.outputs[0].name)].name
+            # The exporter notes the modules and, last, the traced node that an ONNX node comes from.
+            scopes = ast.literal_eval(node.metadata_props["pkg.torch.onnx.name_scopes"])
+            name = layers[scopes[-1]].name
             uses[name] = uses.get(name, 0) + 1
             node.name = name if uses[name] == 1 else f"{name}#{uses[name]}"
 

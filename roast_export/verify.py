@@ -20,7 +20,9 @@ from roast_export.cases import Case, cases_for
 from roast_export.compare import compare_values, failed
 from roast_export.errors import InputError, RoastError
 from roast_export.localise import first_difference
-from roast_export.program import Inputs, LoadedProgram, layers_of, trace
+from roast_export.mapping import Mapping
+from roast_export.measure import measure
+from roast_export.program import Inputs, LoadedProgram, flat_inputs, layers_of, trace
 from roast_export.report import Check, Report
 from roast_export.runtimes import Run, Runtime
 from roast_export.runtimes import runtimes as all_runtimes
@@ -98,6 +100,8 @@ def prove(
     report.checks += gate.parameter_checks(subject)
     report.checks += weight_checks(subject, usable, tell)
     report.checks += output_checks(subject, usable, report, tell)
+    if not report.failures:
+        _measure(subject, usable, report, tell)
     if report.failures:
         report.checks.sort(key=lambda check: check.passed)
     report.seconds = time.perf_counter() - began
@@ -109,6 +113,7 @@ def weight_checks(subject: Subject, usable: list[Runtime], tell: Progress) -> li
     checks: list[Check] = []
     by_name = {layer.name: layer for layer in subject.layers}
     nodes = roast_nodes(subject.proto)
+    covered: set[tuple[str, Mapping, float]] = set()
     for done, node in enumerate(nodes):
         tell("weights", done, len(nodes))
         layer = by_name.get(node.name.partition("#")[0])
@@ -116,7 +121,12 @@ def weight_checks(subject: Subject, usable: list[Runtime], tell: Progress) -> li
             error = RoastError("the model has no such layer")
             checks.append(failed("file", "weight", node.name, "", error))
             continue
+        covered.add((layer.array, layer.mapping, layer.scale))
         checks += probe.check(subject.proto, node, layer, usable)
+    for layer in subject.layers:
+        # The exporter may merge equal uses of one weight under one name.
+        if (layer.array, layer.mapping, layer.scale) not in covered:
+            checks.append(failed("file", "weight", layer.name, "", RoastError("the file has no such layer")))
     tell("weights", len(nodes), len(nodes))
     return checks
 
@@ -142,6 +152,21 @@ def output_checks(subject: Subject, usable: list[Runtime], report: Report, tell:
                 break
     tell("outputs", total, total)
     return checks
+
+
+def _measure(subject: Subject, usable: list[Runtime], report: Report, tell: Progress) -> None:
+    """What loading and running the file costs in a fresh process. A cost that cannot be read is a warning."""
+    feeds = {name: value.numpy() for name, value in flat_inputs(subject.program, subject.inputs).items()}
+    paths = [
+        name for name in ("onnxruntime native", "onnxruntime portable") if name in {r.name for r in usable}
+    ]
+    for done, name in enumerate(paths):
+        tell("measure", done, len(paths))
+        try:
+            report.measurements.append(measure(subject.path, feeds, native=name.endswith("native"), runs=3))
+        except RoastError as error:
+            report.warnings.append(str(error))
+    tell("measure", len(paths), len(paths))
 
 
 def _run_case(
