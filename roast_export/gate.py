@@ -26,7 +26,7 @@ LAYER_BYTES = 1024
 
 def describe(subject: Subject) -> Report:
     """The facts of the file, before anything is compared."""
-    arrays = {node.input[0] for node in roast_nodes(subject.proto)}
+    arrays = {onnx_ops.array_of(node) for node in roast_nodes(subject.proto)}
     tensors = {tensor.name: tensor for tensor in subject.proto.graph.initializer}
     report = Report(model=type(subject.model).__name__, path=str(subject.path), target="onnx")
     report.layers = [_layer(node) for node in roast_nodes(subject.proto)]
@@ -131,7 +131,7 @@ def _layer(node: onnx.NodeProto) -> Layer:
         n_memory=mapping.n_memory,
         tile=mapping.tile,
         scale=scale,
-        array=node.input[0],
+        array=onnx_ops.array_of(node),
         fields=tuple(mapping.to_list()),
     )
 

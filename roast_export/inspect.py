@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from roast_export.errors import LoadError, RoastError
 from roast_export.load import load
-from roast_export.onnx_ops import DOMAIN, OPERATORS, mapping_of
+from roast_export.onnx_ops import DOMAIN, OPERATORS, array_of, mapping_of
 from roast_export.report import Layer
 from roast_export.report_text import MAX_LAYERS, bytes_text, count, shape_text, table
 from roast_export.runtimes import native_unavailable
@@ -136,7 +136,7 @@ def _layer(path: Path, node: onnx.NodeProto) -> Layer:
         raise LoadError(f"{path}: {name!r} has the unknown operator {node.op_type}; upgrade roast-export")
     try:
         mapping, scale = mapping_of(node)
-        array = node.input[0]
+        array = array_of(node)
     except (RoastError, LookupError, TypeError, ValueError) as error:
         raise LoadError(f"{path}: layer {name!r} is damaged: {error}") from error
     return Layer(

@@ -11,6 +11,7 @@ Anything else is refused by name.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import io
 import json
@@ -130,48 +131,60 @@ def _zip_kind(path: Path) -> str:
 
 
 def _open_archive(path: Path, trust: bool) -> nn.Module:
-    if not trust:
-        reason = _runs_code(path)
-        if reason:
-            raise LoadError(
-                f"{path} is a torch.export archive that runs code when opened ({reason}); add --trust "
-                "(trust=True) if you trust where it comes from, or write it anew with roast_export.save"
-            )
     try:
-        with quiet():
-            return LoadedProgram(torch.export.load(path))
+        reason = None if trust else _runs_code(path)
+        if reason is None:
+            with quiet():
+                return LoadedProgram(torch.export.load(path))
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LoadError(f"{path} cannot be opened as a torch.export archive: {message}") from error
+    raise LoadError(
+        f"{path} is a torch.export archive that runs code when opened ({reason}); add --trust "
+        "(trust=True) if you trust where it comes from, or write it anew with roast_export.save"
+    )
 
 
-_CALLS = {
-    "Abs", "Add", "And", "CeilToInt", "CleanDiv", "Eq", "FloorDiv", "FloorToInt", "Ge", "Gt", "Identity",
-    "IntTrueDiv", "Integer", "Le", "Lt", "Max", "Min", "Mod", "ModularIndexing", "Mul", "Ne", "Not", "Or",
-    "Pow", "PowByNatural", "PythonMod", "Rational", "Symbol", "ToFloat", "TruncToInt", "Where",
-}  # fmt: skip
-"""What torch writes into shape expressions; it reads them back with Python's eval."""
-
-_EXPRESSION = re.compile(r"(?:\w|\s|'\w+'|[()+\-*/,<>=&|~])*")
-_TARGET = re.compile(r"(?:torch\.ops\.\w+\.\w+(?:\.\w+)?|_operator\.\w+|math\.\w+|torch\.sym_\w+)")
+_SAMPLES = "data/sample_inputs/model.pt"
+_TREES = (
+    "models/model.json",
+    "data/weights/model_weights_config.json",
+    "data/constants/model_constants_config.json",
+)
+_MEMBER = re.compile(
+    "|".join(re.escape(name) for name in (_SAMPLES, *_TREES))
+    + r"|data/weights/weight_\d+|data/constants/tensor_\d+|extra/.+|\.(?:data/)?\w+|archive_\w+|byteorder"
+)
+"""Every member that torch.export.save writes for one model of plain tensors."""
 
 
 def _runs_code(path: Path) -> str | None:
     """Why torch.export.load would run code from this archive; None if it holds data only.
 
-    torch 2.13 unpickles tensors marked `use_pickle` and any member that its safe loader refuses,
-    loads compiled packages, evaluates shape expressions as Python and calls any function below `torch`.
+    torch 2.13 unpickles whatever its safe loader refuses, evaluates shape expressions as Python, writes
+    names from the archive into Python source, imports modules named in input specs, loads compiled
+    code, and calls any function below `torch`. So what is not known to be harmless is refused.
+
+    The members are read with torch's own reader: it takes names without regard to case and the first
+    of two equal ones, where zipfile differs. zipfile's names count too: torch falls back on it for the
+    format of torch 2.7.
     """
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if "/aotinductor/" in name or name.endswith((".so", ".o", ".cubin", ".cpp")):
-                return f"compiled code in {name}"
-            if name.endswith(".pt") and not _is_plain(archive.read(name)):
-                return f"pickled objects in {name}"
-            if name.endswith(".json") and not name.endswith(ARCHIVE_NOTE):
-                reason = _json_reason(json.loads(archive.read(name)))
-                if reason:
-                    return f"{reason} in {name}"
+        listed = [name.partition("/")[2] or name for name in archive.namelist()]
+    reader = torch._C.PyTorchFileReader(os.fspath(path))
+    for name in (*listed, *reader.get_all_records()):
+        if not _MEMBER.fullmatch(name):
+            return f"its member {name[:60]!r}"
+    if len({name.lower() for name in listed}) != len(listed):
+        return "two members of one name"
+    samples = reader.get_record(_SAMPLES)
+    if samples and not _is_plain(samples):
+        return f"pickled objects in {_SAMPLES}"
+    for name in _TREES:
+        tree = json.loads(reader.get_record(name).decode())
+        reason = _payload_reason(tree) or _json_reason(tree)
+        if reason:
+            return f"{reason} in {name}"
     return None
 
 
@@ -183,25 +196,99 @@ def _is_plain(blob: bytes) -> bool:
     return True
 
 
-def _json_reason(tree: Any) -> str | None:
+_CALLABLE = re.compile(
+    r"torch\.ops\.(?:aten|prims|roast|quantized_decomposed|torchaudio|torchvision)"
+    r"\.(?!from_file\.|save\.)(?:(?!__)\w+|__(?:and|or|xor|lshift|rshift)__)\.(?!__)\w+"
+    r"|torch\.ops\.higher_order\.(?:cond|while_loop|map_impl|scan|associative_scan|flex_attention"
+    r"|wrap_with_set_grad_enabled|wrap_with_autocast)"
+    r"|_operator\.(?:abs|add|and_|eq|floordiv|ge|getitem|gt|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos|pow"
+    r"|rshift|sub|truediv|xor)|math\.[a-z]\w*|torch\._?sym_\w+"
+)
+"""What a graph may call: pure operators. aten::from_file and aten::save write files."""
+
+_FREE = {
+    "as_string", "as_strings", "custom", "from_node", "guards_code", "nn_module_stack", "source_fn_stack",
+    "stack_trace", "torch_fn", "torch_version",
+}  # fmt: skip
+"""Fields whose text torch only copies or quotes; LoadedProgram drops the guards."""
+
+_WORD = re.compile(r"\w*")
+_DOTTED = re.compile(r"[\w.:/@ -]*")
+"""Names that are harmless in Python source: as an identifier, and in quotes."""
+
+
+def _payload_reason(tree: Any) -> str | None:
+    """Stored tensors must be plain bytes in a member of their own."""
+    for payload in tree.get("config", {}).values():
+        if payload["use_pickle"] is not False:
+            return "pickled tensors"
+        if not re.fullmatch(r"(weight|tensor)_\d+", payload["path_name"]):
+            return "pickled objects"
+    return None
+
+
+def _json_reason(tree: Any, key: str = "") -> str | None:
+    """`key`: the field that holds `tree`, for items the one that holds their list.
+
+    A model may call an input "target" or "name": fields are told from such names by holding text.
+    """
+    if isinstance(tree, dict):
+        if "__enum__" in tree or tree.get("type") == "collections.defaultdict":
+            return "an import"
+        items = ((_json_reason(name) or _json_reason(value, name)) for name, value in tree.items())
+        return next((found for found in items if found), None)
     if isinstance(tree, list):
-        return next((found for item in tree if (found := _json_reason(item))), None)
-    if not isinstance(tree, dict):
+        return next((found for item in tree if (found := _json_reason(item, key))), None)
+    if not isinstance(tree, str) or key in _FREE:
         return None
-    if tree.get("use_pickle") is True:
-        return "pickled tensors"
-    text = tree.get("expr_str")
-    if isinstance(text, str) and not _is_shape_expression(text):
-        return f"the expression {text[:40]!r}"
-    target = tree.get("target")
-    if isinstance(target, str) and not _TARGET.fullmatch(target):
-        return f"a call of {target[:40]!r}"
-    return next((found for item in tree.values() if (found := _json_reason(item))), None)
+    if key == "expr_str":
+        return None if _is_shape_expression(tree) else f"the expression {tree[:40]!r}"
+    if key in ("target", "as_operator"):
+        return None if _CALLABLE.fullmatch(tree) else f"a call of {tree[:40]!r}"
+    if key in ("in_spec", "out_spec", "context"):
+        return _json_reason(_inner(tree), "context" if key != "context" else "")
+    names = _WORD if key in ("name", "as_name", "forward_arg_names") else _DOTTED
+    return None if names.fullmatch(tree) else f"the name {tree[:40]!r}"
+
+
+def _inner(text: str) -> Any:
+    """A treespec is JSON in a string of JSON, and so are most of its contexts."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+_CALLS = {
+    "Abs", "Add", "And", "CeilDiv", "CeilToInt", "CleanDiv", "Eq", "Equality", "Float", "FloatPow",
+    "FloatTrueDiv", "FloorDiv", "FloorToInt", "Ge", "GreaterThan", "Gt", "Identity", "IntTrueDiv", "Integer",
+    "LShift", "Le", "LessThan", "Lt", "Max", "Min", "Mod", "ModularIndexing", "Mul", "Ne", "Not", "Or", "Pow",
+    "PowByNatural", "PythonMod", "RShift", "Rational", "RoundDecimal", "RoundToInt", "StrictGreaterThan",
+    "StrictLessThan", "Symbol", "ToFloat", "TruncToFloat", "TruncToInt", "Unequality", "Where",
+}  # fmt: skip
+"""What torch writes into shape expressions; it reads them back with Python's eval."""
+
+_SHAPE_NODES = (
+    ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Constant, ast.Load, ast.BinOp, ast.UnaryOp,
+    ast.Compare, ast.operator, ast.unaryop, ast.cmpop,
+)  # fmt: skip
 
 
 def _is_shape_expression(text: str) -> bool:
-    calls = set(re.findall(r"(\w+)\s*\(", text))
-    return bool(_EXPRESSION.fullmatch(text)) and "__" not in text and calls <= _CALLS
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return all(isinstance(node, _SHAPE_NODES) and _is_harmless(node) for node in nodes)
+
+
+def _is_harmless(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in _CALLS
+    if isinstance(node, ast.Name):
+        return node.id in _CALLS or bool(re.fullmatch(r"[a-z]+\d+|true|false", node.id))
+    # sympy evaluates some strings in their turn.
+    return not isinstance(node, ast.Constant) or bool(re.fullmatch(r"[\w.+-]*", str(node.value)))
 
 
 def _open_pickle(path: Path, model: str | None, trust: bool) -> nn.Module:

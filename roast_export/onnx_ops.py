@@ -40,7 +40,8 @@ ATTRIBUTES = {
 DRAWN_ATTRIBUTES = dict.fromkeys(("element", "seed", "sign", "sign_seed", "sign_skip"), "INT")
 
 GATHERS = ("RoastGather", "RoastGatherFolded", "RoastGatherSigned", "RoastGatherDrawn")
-OPERATORS = (*GATHERS, "RoastEmbedding")
+LINEARS = ("RoastLinear", "RoastLinearBias")
+OPERATORS = (*GATHERS, "RoastEmbedding", *LINEARS)
 
 
 def needs_stream(mapping: Mapping) -> bool:
@@ -116,10 +117,15 @@ def mapping_of(node: onnx.NodeProto) -> tuple[Mapping, float]:
     return mapping, scale
 
 
+def array_of(node: onnx.NodeProto) -> str:
+    """Name of the array that a node of this domain reads."""
+    return str(node.input[1 if node.op_type in LINEARS else 0])
+
+
 def functions(operators: Iterable[str], opset: int) -> list[onnx.FunctionProto]:
     """Model-local functions in standard ops for those of `operators` that have one."""
     wanted = set(operators)
-    if "RoastGatherSigned" in wanted:
+    if wanted & {"RoastGatherSigned", *LINEARS}:
         wanted.add("RoastGather")
     return [_parse(name, opset) for name in OPERATORS if name in wanted and name in _BODIES]
 
@@ -134,6 +140,10 @@ def register_schemas() -> None:
 def _schema(name: str) -> onnx.defs.OpSchema:
     parameter = onnx.defs.OpSchema.FormalParameter
     inputs = [parameter("memory", "T", "The shared array, [n_memory].")]
+    if name in LINEARS:
+        inputs.insert(0, parameter("x", "tensor(float)", "[..., in]"))
+    if name == "RoastLinearBias":
+        inputs.append(parameter("bias", "tensor(float)", "[out]"))
     if name == "RoastGatherSigned":
         inputs.append(parameter("signs", "tensor(uint8)", "Packed sign bits."))
     if name == "RoastEmbedding":
@@ -146,7 +156,7 @@ def _schema(name: str) -> onnx.defs.OpSchema:
         DOMAIN_VERSION,
         doc="See docs/operators.md of roast-export.",
         inputs=inputs,
-        outputs=[parameter("weight", "tensor(float)", "The virtual weight, or the rows asked for.")],
+        outputs=[parameter("result", "tensor(float)", "The virtual weight, rows of it, or a product.")],
         type_constraints=[("T", ["tensor(float)", "tensor(float16)"], "Type of the array.")],
         attributes=[
             onnx.defs.OpSchema.Attribute(key, getattr(kinds, kind), "See docs/mapping.md.")
@@ -270,7 +280,7 @@ _GATHER = (
         finish = Add (begin, size)
         axes01 = Constant <value_ints = [0, 1]> ()
         cropped = Slice (matrix, begin, finish, axes01)
-        weight = Reshape (cropped, shape)"""
+        result = Reshape (cropped, shape)"""
 )
 
 # An id outside the table makes `hit` 1, which is outside the one-element vector: the runtime refuses.
@@ -322,7 +332,7 @@ _EMBEDDING = (
         scaled = Mul (plain, factors)
         ids_shape = Shape (ids)
         rows_shape = Concat <axis = 0> (ids_shape, dim1)
-        weight = Reshape (scaled, rows_shape)"""
+        result = Reshape (scaled, rows_shape)"""
 )
 
 _REFERENCES = ", ".join(f"{name} : {kind.lower()} = @{name}" for name, kind in ATTRIBUTES.items())
@@ -350,13 +360,23 @@ _SIGNED = f"""
         sign_flat = Sub (doubled, one_float)
         shape = Shape (unsigned)
         sign = Reshape (sign_flat, shape)
-        weight = Mul (unsigned, sign)"""
+        result = Mul (unsigned, sign)"""
+
+# One operator with and one without a bias: an input that is left out does not survive inlining.
+_LINEAR = f"""
+        weight = {DOMAIN}.RoastGather <{_REFERENCES}> (memory)
+        weight_t = Transpose <perm = [1, 0]> (weight)"""
 
 _BODIES = {
     "RoastGather": ("memory", _GATHER),
     "RoastGatherFolded": ("memory", _GATHER),
     "RoastGatherSigned": ("memory, signs", _SIGNED),
     "RoastEmbedding": ("memory, ids", _EMBEDDING),
+    "RoastLinear": ("x, memory", _LINEAR + "\n        result = MatMul (x, weight_t)"),
+    "RoastLinearBias": (
+        "x, memory, bias",
+        _LINEAR + "\n        product = MatMul (x, weight_t)\n        result = Add (product, bias)",
+    ),
 }
 
 
@@ -364,5 +384,5 @@ def _parse(name: str, opset: int) -> onnx.FunctionProto:
     inputs, body = _BODIES[name]
     return onnx.parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {DOMAIN_VERSION}]>\n'
-        f"{name} <{', '.join(ATTRIBUTES)}> ({inputs}) => (weight)\n{{{body}\n}}"
+        f"{name} <{', '.join(ATTRIBUTES)}> ({inputs}) => (result)\n{{{body}\n}}"
     )

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from roast_export import onnx_ops, torch_ops
 from roast_export.compare import compare_bits, failed
+from roast_export.fuse import transposed
 from roast_export.program import VirtualLayer
 from roast_export.report import Check
 from roast_export.runtimes import Run, Runtime
+
+_AS_GATHER = dict.fromkeys(onnx_ops.LINEARS, "RoastGather")
+
+_INPUTS = {
+    "probe_ids": helper.make_tensor_value_info("probe_ids", TensorProto.INT64, [None]),
+    "probe_x": helper.make_tensor_value_info("probe_x", TensorProto.FLOAT, [None, None]),
+}
 
 CHUNK = 1 << 24
 """Elements of a table that are read at a time: 64 MiB of float32."""
@@ -23,20 +33,41 @@ def check(
 ) -> Iterator[Check]:
     """Every element of the weight behind `node`, bit by bit, against torch's own gather of `layer`."""
     try:
-        model = _model_of(proto, node).SerializeToString()
+        model = _model_of(proto, node, _AS_GATHER.get(node.op_type, node.op_type)).SerializeToString()
+        mapping, _ = onnx_ops.mapping_of(node)
+        product = _model_of(proto, node, node.op_type).SerializeToString()
     except Exception as error:
         yield failed("file", "weight", node.name, "all elements", error)
         return
     for runtime in runtimes:
         try:
-            run = runtime.open(model)
             if node.op_type == "RoastEmbedding":
-                yield _check_rows(layer, node.name, runtime.name, run)
-            else:
-                expected = torch_ops.gather(layer.memory, layer.mapping.to_list(), layer.scale).numpy()
-                yield compare_bits(runtime.name, node.name, "all elements", expected, run({})[0])
+                yield _check_rows(layer, node.name, runtime.name, runtime.open(model))
+                continue
+            expected = torch_ops.gather(layer.memory, layer.mapping.to_list(), layer.scale).numpy()
+            if mapping == transposed(layer.mapping):
+                expected = np.ascontiguousarray(expected.T)
+            actual = runtime.open(model)({})[0]
+            yield compare_bits(runtime.name, node.name, "all elements", expected, actual)
+            # A fused kernel has its own way to the weight; finite only, because 0 * inf is not 0.
+            if node.op_type in onnx_ops.LINEARS and runtime.native and np.isfinite(expected).all():
+                yield _check_product(expected, node.name, runtime.name, runtime.open(product))
         except Exception as error:
             yield failed(runtime.name, "weight", node.name, "all elements", error)
+
+
+def _check_product(weight: NDArray[np.float32], name: str, runtime: str, run: Run) -> Check:
+    """The identity times the weight is the weight, in every bit but the sign of zero."""
+    out_features, in_features = weight.shape
+    step = max(1, CHUNK // max(weight.shape))
+    for begin in range(0, in_features, step):
+        rows = np.eye(min(step, in_features - begin), in_features, begin, dtype=np.float32)
+        expected = weight[:, begin : begin + step].T + np.float32(0)
+        actual = run({"probe_x": rows})[0] + np.float32(0)
+        found = compare_bits(runtime, name, f"identity rows from {begin}", expected, actual)
+        if not found.passed:
+            return found
+    return Check(runtime, "weight", name, "identity", out_features * in_features, True)
 
 
 def _check_rows(layer: VirtualLayer, name: str, runtime: str, run: Run) -> Check:
@@ -46,25 +77,36 @@ def _check_rows(layer: VirtualLayer, name: str, runtime: str, run: Run) -> Check
     for begin in range(0, rows, step):
         ids = torch.arange(begin, min(rows, begin + step))
         expected = torch_ops.embedding(layer.memory, ids, layer.mapping.to_list(), layer.scale).numpy()
-        found = compare_bits(runtime, name, f"rows from {begin}", expected, run({"ids": ids.numpy()})[0])
+        found = compare_bits(
+            runtime, name, f"rows from {begin}", expected, run({"probe_ids": ids.numpy()})[0]
+        )
         if not found.passed:
             return found
     return Check(runtime, "weight", name, "all elements", rows * dim, True)
 
 
-def _model_of(proto: onnx.ModelProto, node: onnx.NodeProto) -> onnx.ModelProto:
-    """The one node with its array and functions, as the file has them."""
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-    inputs = []
-    used = [tensors[name] for name in node.input if name in tensors]
+def _model_of(proto: onnx.ModelProto, node: onnx.NodeProto, operator: str) -> onnx.ModelProto:
+    """The one node as `operator`, with its array and functions as the file has them."""
+    memory = onnx_ops.array_of(node)
+    names = {
+        "RoastEmbedding": [memory, "probe_ids"],
+        "RoastLinear": ["probe_x", memory],
+        "RoastLinearBias": ["probe_x", memory, "probe_bias"],
+        "RoastGatherSigned": list(node.input),
+    }.get(operator, [memory])
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
-    if node.op_type == "RoastEmbedding":
-        alone.input[1] = "ids"
-        inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, [None])]
-    alone.output[0] = "weight"
-    weight = helper.make_tensor_value_info("weight", TensorProto.FLOAT, None)
-    graph = helper.make_graph([alone], "probe", inputs, [weight], used)
+    alone.op_type = operator
+    del alone.input[:], alone.output[:]
+    alone.input.extend(names)
+    alone.output.append("result")
+    inputs = [_INPUTS[name] for name in names if name in _INPUTS]
+    result = helper.make_tensor_value_info("result", TensorProto.FLOAT, None)
+    stored = [tensor for tensor in proto.graph.initializer if tensor.name in names]
+    if "probe_bias" in names:
+        bias = np.zeros(onnx_ops.mapping_of(node)[0].shape[0], np.float32)
+        stored.append(onnx.numpy_helper.from_array(bias, "probe_bias"))
+    graph = helper.make_graph([alone], "probe", inputs, [result], stored)
     opsets = [o for o in proto.opset_import if o.domain in ("", onnx_ops.DOMAIN)]
     return helper.make_model(
         graph, opset_imports=opsets, functions=list(proto.functions), ir_version=proto.ir_version

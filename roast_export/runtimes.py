@@ -43,6 +43,8 @@ class Runtime:
     name: str
     open: Callable[[str | bytes], Run]
     unavailable: Callable[[], str | None]
+    native: bool = False
+    """Whether it uses the operator library."""
     limit: int | None = None
     """Most virtual elements it is used for unless asked for by name."""
 
@@ -90,10 +92,10 @@ def optimised_copy(path: Path, to: Path) -> None:
 def runtimes() -> list[Runtime]:
     """Every runtime this version knows, in the order in which they are tried."""
     return [
-        Runtime("onnxruntime native", _open_native, native_unavailable),
+        Runtime("onnxruntime native", _open_native, native_unavailable, native=True),
         Runtime("onnxruntime portable", _open_unfolded, lambda: None),
-        Runtime("onnxruntime folded", _open_folded, lambda: None, FOLDED_LIMIT),
-        Runtime("onnx reference", _open_reference, lambda: None, REFERENCE_LIMIT),
+        Runtime("onnxruntime folded", _open_folded, lambda: None, limit=FOLDED_LIMIT),
+        Runtime("onnx reference", _open_reference, lambda: None, limit=REFERENCE_LIMIT),
     ]
 
 

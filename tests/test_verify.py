@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 from models import SMALL_DYNAMIC, Small, small_inputs
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 import roast_export
@@ -246,8 +246,12 @@ def test_a_layer_that_is_gone(model, good, tmp_path):
     """The same outputs from a dense weight: what this project promises not to do."""
     proto = onnx.load(good)
     gone = node(proto, "first.weight")
-    dense = model.first.weight.detach().numpy()
-    proto.graph.initializer.append(numpy_helper.from_array(dense, gone.output[0]))
+    dense = numpy_helper.from_array(model.first.weight.detach().numpy().T.copy(), "dense")
+    proto.graph.initializer.append(dense)
+    x, _, bias = gone.input
+    place = list(proto.graph.node).index(gone)
+    proto.graph.node.insert(place, helper.make_node("Add", ["product", bias], gone.output))
+    proto.graph.node.insert(place, helper.make_node("MatMul", [x, "dense"], ["product"]))
     proto.graph.node.remove(gone)
     failures = verdict(model, proto, tmp_path).failures
     assert {(c.kind, c.name) for c in failures} == {
