@@ -40,6 +40,8 @@ class _Group:
     names: tuple[str, ...]
     rows: bool
     """Whether an embedding looks rows up in it."""
+    written: bool = False
+    """Whether a layer writes to it in forward (max_norm)."""
 
 
 def compress(
@@ -48,8 +50,8 @@ def compress(
     *,
     seed: int = 0,
     min_params: int = 2048,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     local: bool = False,
     init: Literal["project", "fresh"] = "project",
     memory_dtype: torch.dtype = torch.float32,
@@ -65,15 +67,18 @@ def compress(
     memory_dtype: dtype of the array; float16 halves the file, weights are float32 either way.
 
     Raises:
-        InputError: ratio below 1, a pattern that fits nothing, or nothing left to compress.
+        InputError: ratio below 1, a pattern that fits nothing, a parameter that is not float32 or not
+            finite, or nothing left to compress.
     """
     if not ratio >= 1:
         raise InputError(f"ratio {ratio} must be at least 1")
     if init not in ("project", "fresh"):
         raise InputError(f"init {init!r} must be 'project' or 'fresh'")
+    if memory_dtype not in (torch.float32, torch.float16):
+        raise InputError(f"memory_dtype {memory_dtype} must be float32 or float16")
     if virtual_weights(model):
         raise InputError("this model is compressed already; compress the dense model instead")
-    groups, kept = _choose(model, min_params, include, exclude)
+    groups, kept = _choose(model, min_params, _patterns(include), _patterns(exclude))
     if not groups:
         raise InputError(
             "no parameter is left to compress (2 or more dimensions, floating point, at least "
@@ -96,7 +101,14 @@ def compress(
             array, scales = _fresh(mappings, targets, generator)
         else:
             array, scales = _project(mappings, targets)
-        memory = nn.Parameter(array.to(dtype=memory_dtype, device=share[0].parameter.device))
+        if memory_dtype == torch.float16:
+            # At an RMS of 1 float16 neither overflows nor turns subnormal; the scales carry the size.
+            size = _rms(array) or 1.0
+            array, scales = array / size, [scale * size for scale in scales]
+        memory = nn.Parameter(
+            array.to(dtype=memory_dtype, device=share[0].parameter.device),
+            requires_grad=any(group.parameter.requires_grad for group in share),
+        )
         for group, mapping, scale in zip(share, mappings, scales, strict=True):
             weight = VirtualWeight(memory, mapping, scale)
             virtual.update(dict.fromkeys(group.names, weight))
@@ -130,8 +142,12 @@ def _densities(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     return list(totals.values())
 
 
+def _patterns(given: str | Sequence[str] | None) -> Sequence[str]:
+    return [given] if isinstance(given, str) else (given or ())
+
+
 def _choose(
-    model: nn.Module, min_params: int, include: Sequence[str] | None, exclude: Sequence[str] | None
+    model: nn.Module, min_params: int, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[list[_Group], dict[str, str]]:
     """The parameters to compress, and the reason for each name that stays as it is."""
     found: dict[int, _Group] = {}
@@ -142,9 +158,10 @@ def _choose(
             name = f"{path}.{attribute}" if path else attribute
             group = found.get(id(parameter), _Group(parameter, (), False))
             rows = group.rows or isinstance(module, nn.Embedding | nn.EmbeddingBag)
-            found[id(parameter)] = _Group(parameter, (*group.names, name), rows)
+            written = group.written or getattr(module, "max_norm", None) is not None
+            found[id(parameter)] = _Group(parameter, (*group.names, name), rows, written)
     names = [name for group in found.values() for name in group.names]
-    for pattern in [*(include or ()), *(exclude or ())]:
+    for pattern in [*include, *exclude]:
         if not any(fnmatchcase(name, pattern) for name in names):
             example = names[0] if names else "nothing"
             raise InputError(f"the pattern {pattern!r} fits no parameter; names look like {example!r}")
@@ -159,9 +176,7 @@ def _choose(
     return groups, kept
 
 
-def _reason(
-    group: _Group, min_params: int, include: Sequence[str] | None, exclude: Sequence[str] | None
-) -> str | None:
+def _reason(group: _Group, min_params: int, include: Sequence[str], exclude: Sequence[str]) -> str | None:
     """Why a parameter stays dense; None if it can become virtual."""
 
     def fits(patterns: Sequence[str]) -> bool:
@@ -172,7 +187,9 @@ def _reason(
         return "not floating point"
     if parameter.dim() < 2:
         return "one dimension (bias or norm)"
-    if exclude and fits(exclude):
+    if group.written:
+        return "written to in forward (max_norm)"
+    if fits(exclude):
         return "excluded"
     if include and not fits(include):
         return "not included"
@@ -180,6 +197,10 @@ def _reason(
         return f"under {min_params} elements"
     if not bool(parameter.any()):
         return "all zero"
+    if parameter.dtype != torch.float32:
+        raise InputError(f"{group.names[0]} is {parameter.dtype}; compress model.float(), or exclude it")
+    if not bool(parameter.isfinite().all()):
+        raise InputError(f"{group.names[0]} holds NaN or infinity; repair or exclude it")
     return None
 
 
@@ -210,7 +231,8 @@ def _readers(mapping: Mapping) -> Tensor:
 
 
 def _rms(tensor: Tensor) -> float:
-    return float(tensor.square().mean().sqrt().item())
+    norm = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
+    return float(norm / tensor.numel() ** 0.5)
 
 
 def _install(model: nn.Module, virtual: dict[str, VirtualWeight]) -> None:
@@ -220,7 +242,14 @@ def _install(model: nn.Module, virtual: dict[str, VirtualWeight]) -> None:
         path, _, attribute = name.rpartition(".")
         owners.setdefault(id(modules[path]), (modules[path], {}))[1][attribute] = weight
     for module, weights in owners.values():
+        if isinstance(module, nn.Embedding) and _holds_padding(module):
+            module.padding_idx = None
         make_virtual(module, weights)
+
+
+def _holds_padding(table: nn.Embedding) -> bool:
+    """A virtual padding row reads as zeros; one that holds values must go on holding them."""
+    return table.padding_idx is not None and bool(table.weight[table.padding_idx].any())
 
 
 def _fresh(
@@ -232,7 +261,7 @@ def _fresh(
 
 
 def _overall_rms(targets: list[Tensor]) -> float:
-    total = sum(float(target.square().sum()) for target in targets)
+    total = sum(_rms(target) ** 2 * target.numel() for target in targets)
     return float((total / sum(target.numel() for target in targets)) ** 0.5)
 
 

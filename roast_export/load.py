@@ -171,10 +171,12 @@ def _runs_code(path: Path) -> str | None:
     """
     with zipfile.ZipFile(path) as archive:
         listed = [name.partition("/")[2] or name for name in archive.namelist()]
-    reader = torch._C.PyTorchFileReader(os.fspath(path))
-    for name in (*listed, *reader.get_all_records()):
-        if not _MEMBER.fullmatch(name):
-            return f"its member {name[:60]!r}"
+    unknown = [name for name in listed if not _MEMBER.fullmatch(name)]
+    if not unknown:
+        reader = torch._C.PyTorchFileReader(os.fspath(path))
+        unknown = [name for name in reader.get_all_records() if not _MEMBER.fullmatch(name)]
+    if unknown:
+        return f"its member {unknown[0][:60]!r}"
     if len({name.lower() for name in listed}) != len(listed):
         return "two members of one name"
     samples = reader.get_record(_SAMPLES)

@@ -8,6 +8,7 @@ they do better than expanding the weight or because people want to build them by
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -65,10 +66,28 @@ class VirtualWeight(nn.Module):
         return f"{list(self.mapping.shape)} from {self.mapping.n_memory} slots"
 
 
+class _Weights(nn.Module):
+    """Virtual weights by the names of the parameters they replace.
+
+    nn.ModuleDict would refuse the names of its own methods, and users call parameters keys and values.
+    """
+
+    def __init__(self, weights: dict[str, VirtualWeight]) -> None:
+        super().__init__()
+        for name, weight in weights.items():
+            self.add_module(name, weight)
+
+    def __getitem__(self, name: str) -> VirtualWeight:
+        return cast(VirtualWeight, self._modules[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+
 class _Virtual(nn.Module):
     """What every module with virtual parameters has; `virtual[name]()` is the parameter `name`."""
 
-    virtual: nn.ModuleDict
+    virtual: _Weights
 
     def _read(self, name: str) -> Tensor:
         """The weight, expanded once in each call of this module however often it is looked at."""
@@ -143,14 +162,14 @@ class RoastEmbedding(_Virtual, nn.Embedding):
         _initialise(self, nn.Embedding, {"weight": weight}, *weight.mapping.shape, padding_idx=padding_idx)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name, which users pass
-        rows = cast(VirtualWeight, self.virtual["weight"]).rows(input)
+        rows = self.virtual["weight"].rows(input)
         if self.padding_idx is None:
             return rows
         return rows.masked_fill((input == self.padding_idx).unsqueeze(-1), 0.0)
 
 
 class RoastEmbeddingBag(_Virtual, nn.EmbeddingBag):
-    """nn.EmbeddingBag, modes sum and mean, with a virtual table float32[num_embeddings, dim].
+    """nn.EmbeddingBag with a virtual table float32[num_embeddings, dim]; mode max expands it.
 
     input: int64[bags, length], or int64[n] with offsets int64[bags].
     """
@@ -169,9 +188,11 @@ class RoastEmbeddingBag(_Virtual, nn.EmbeddingBag):
     ) -> Tensor:
         if per_sample_weights is not None and self.mode != "sum":
             raise InputError(f"per_sample_weights need mode 'sum', this bag has {self.mode!r}")
-        if (offsets is None) == (input.dim() == 1):
+        if self.mode == "max":
+            return super().forward(input, offsets, per_sample_weights)
+        if input.dim() not in (1, 2) or (offsets is None) == (input.dim() == 1):
             raise InputError("a bag takes int64[bags, length] alone, or int64[n] with offsets")
-        rows = cast(VirtualWeight, self.virtual["weight"]).rows(input)
+        rows = self.virtual["weight"].rows(input)
         weights = torch.ones_like(input, dtype=rows.dtype)
         if per_sample_weights is not None:
             weights = per_sample_weights.to(rows.dtype)
@@ -182,11 +203,13 @@ class RoastEmbeddingBag(_Virtual, nn.EmbeddingBag):
             total, count = rows.sum(1), weights.sum(1)
         else:
             # The bag of element e is the number of bags that start at or before e, less one.
-            starts = offsets[:-1] if self.include_last_offset else offsets
             place = torch.arange(input.shape[0], device=input.device)
-            bag = (place[:, None] >= starts[None, :]).sum(1) - 1
-            total = rows.new_zeros(starts.shape[0], rows.shape[1]).index_add(0, bag, rows)
-            count = weights.new_zeros(starts.shape[0]).index_add(0, bag, weights)
+            bag = (place[:, None] >= offsets[None, :]).sum(1) - 1
+            total = rows.new_zeros(offsets.shape[0], rows.shape[1]).index_add(0, bag, rows)
+            count = weights.new_zeros(offsets.shape[0]).index_add(0, bag, weights)
+            if self.include_last_offset:
+                # The last offset starts no bag: torch leaves out the ids from there on.
+                total, count = total[:-1], count[:-1]
         return total if self.mode == "sum" else total / count.clamp(min=1.0).unsqueeze(-1)
 
 
@@ -255,7 +278,7 @@ def _put(module: nn.Module, weights: dict[str, VirtualWeight]) -> None:
         del module._parameters[name]
     module.__dict__.pop("_flat_weights", None)
     module.__dict__.pop("_flat_weight_refs", None)
-    module._modules["virtual"] = nn.ModuleDict(weights)
+    module._modules["virtual"] = _Weights(weights)
 
 
 def make_virtual(module: nn.Module, weights: dict[str, VirtualWeight]) -> nn.Module:
@@ -269,6 +292,8 @@ def make_virtual(module: nn.Module, weights: dict[str, VirtualWeight]) -> nn.Mod
     for name, weight in weights.items():
         if tuple(getattr(module, name).shape) != weight.mapping.shape:
             raise MappingError(f"{name} has another shape than its mapping {list(weight.mapping.shape)}")
+    if getattr(module, "max_norm", None) is not None:
+        raise InputError("max_norm writes to the table, and a virtual table cannot be written; exclude it")
     _put(module, weights)
     module.__class__ = _class_for(type(module), tuple(sorted(weights)))
     return module
@@ -279,6 +304,6 @@ def virtual_weights(model: nn.Module) -> dict[str, VirtualWeight]:
     found: dict[str, VirtualWeight] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, _Virtual):
-            for name, weight in cast(nn.Module, module.virtual).named_children():
-                found[f"{path}.{name}" if path else name] = cast(VirtualWeight, weight)
+            weights = module.virtual
+            found.update({f"{path}.{name}" if path else name: weights[name] for name in weights})
     return found

@@ -43,6 +43,8 @@ class Runtime:
     name: str
     open: Callable[[str | bytes], Run]
     unavailable: Callable[[], str | None]
+    complete: bool = True
+    """Whether it runs every standard operator; if not, a model it cannot run is a skip, not a failure."""
     native: bool = False
     """Whether it uses the operator library."""
     limit: int | None = None
@@ -95,7 +97,7 @@ def runtimes() -> list[Runtime]:
         Runtime("onnxruntime native", _open_native, native_unavailable, native=True),
         Runtime("onnxruntime portable", _open_unfolded, lambda: None),
         Runtime("onnxruntime folded", _open_folded, lambda: None, limit=FOLDED_LIMIT),
-        Runtime("onnx reference", _open_reference, lambda: None, limit=REFERENCE_LIMIT),
+        Runtime("onnx reference", _open_reference, lambda: None, complete=False, limit=REFERENCE_LIMIT),
     ]
 
 
