@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,9 @@ from torch.utils import _pytree as pytree
 from roast_export.errors import InputError
 from roast_export.program import ROAST_TARGETS, Inputs, call, flat_inputs
 
-SHAPES = 3
-"""Lengths tried for dynamic dimensions beside the example's."""
+LENGTHS = (1, 2, 3, 5)
+"""Lengths of the dynamic dimensions; those that the model refuses are passed over."""
 
-LENGTHS = (1, 3, 2, 5, 8, 16)
 SEED = 20260
 
 
@@ -35,56 +34,53 @@ class Case:
 def cases_for(
     model: nn.Module, program: ExportedProgram, inputs: Inputs, proto: onnx.ModelProto
 ) -> Iterator[Case]:
-    """The example; random values at SHAPES other lengths, as far as the model runs there; edge values.
+    """The example; random values at other LENGTHS, as far as the model runs there; edge values.
+
+    Floats and ids are made up. Other integers and booleans (masks, offsets, lengths) have meanings
+    that nobody can guess: they keep the example's values, repeated or cut to the length.
 
     Raises:
         InputError: the model does not run on its own example.
     """
     example = flat_inputs(program, inputs)
-    ranges = {name: _id_range(program, name, value) for name, value in example.items()}
+    tables = {name: _rows_indexed(program, name) for name in example}
+    rows = {name: min(found) if found else None for name, found in tables.items()}
     generator = torch.Generator().manual_seed(SEED)
     yield _case(model, program, "example", example)
-    for name, values in _resized(example, proto, ranges, generator, model, program):
-        yield _case(model, program, name, values)
-    for name, fill in _EDGES.items():
-        edge = {key: fill(value, *ranges[key]) for key, value in example.items()}
+    for name, shapes in _shapes(example, proto):
+        values = {key: _random(v, shapes[key], rows[key], generator) for key, v in example.items()}
         try:
-            yield _case(model, program, name, edge)
+            yield _case(model, program, name, values)
+        except InputError:
+            continue
+    for name, last in (("edge: zeros, first ids", False), ("edge: ones, last ids", True)):
+        try:
+            yield _case(model, program, name, {k: _edge(v, rows[k], last) for k, v in example.items()})
         except InputError:
             continue
 
 
-def _resized(
-    example: dict[str, Tensor],
-    proto: onnx.ModelProto,
-    ranges: dict[str, tuple[int, int]],
-    generator: torch.Generator,
-    model: nn.Module,
-    program: ExportedProgram,
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Random inputs at other lengths of the dynamic dimensions, past those that the model refuses."""
+def _shapes(example: dict[str, Tensor], proto: onnx.ModelProto) -> Iterator[tuple[str, dict[str, list[int]]]]:
+    """Shapes of all inputs with other lengths of the dynamic dimensions; the example's if there are none."""
     symbols = {
         value.name: [d.dim_param for d in value.type.tensor_type.shape.dim] for value in proto.graph.input
     }
     dynamic = sorted({symbol for dims in symbols.values() for symbol in dims if symbol})
     if not dynamic:
-        yield "random", {key: _random(v.shape, v.dtype, ranges[key], generator) for key, v in example.items()}
+        yield "random", {key: list(value.shape) for key, value in example.items()}
         return
-    found = 0
     for length in LENGTHS:
+        # Different lengths for different symbols, so that a mixed-up pair shows.
         lengths = {symbol: length + k for k, symbol in enumerate(dynamic)}
-        values = {}
-        for key, value in example.items():
-            shape = [lengths.get(s, n) for s, n in zip(symbols.get(key, []), value.shape, strict=False)]
-            values[key] = _random(shape or value.shape, value.dtype, ranges[key], generator)
-        try:
-            call(model, program, values)
-        except InputError:
-            continue
-        yield "random " + ", ".join(f"{s}={n}" for s, n in lengths.items()), values
-        found += 1
-        if found == SHAPES:
-            return
+        yield (
+            "random " + ", ".join(f"{symbol}={n}" for symbol, n in lengths.items()),
+            {
+                key: [lengths.get(s, n) for s, n in zip(symbols[key], value.shape, strict=True)]
+                if key in symbols
+                else list(value.shape)
+                for key, value in example.items()
+            },
+        )
 
 
 def _case(model: nn.Module, program: ExportedProgram, name: str, values: dict[str, Tensor]) -> Case:
@@ -96,40 +92,27 @@ def _case(model: nn.Module, program: ExportedProgram, name: str, values: dict[st
     )
 
 
-def _random(shape: Any, dtype: torch.dtype, limits: tuple[int, int], generator: torch.Generator) -> Tensor:
-    if dtype == torch.bool:
-        return torch.randint(0, 2, tuple(shape), generator=generator).bool()
-    if not dtype.is_floating_point:
-        return torch.randint(limits[0], limits[1] + 1, tuple(shape), generator=generator).to(dtype)
-    return torch.randn(tuple(shape), generator=generator).to(dtype)
+def _random(value: Tensor, shape: list[int], rows: int | None, generator: torch.Generator) -> Tensor:
+    if value.is_floating_point():
+        return torch.randn(shape, generator=generator).to(value.dtype)
+    if rows is not None:
+        return torch.randint(0, rows, shape, generator=generator).to(value.dtype)
+    for axis, length in enumerate(shape):
+        value = value.index_select(axis, torch.arange(length) % max(1, value.shape[axis]))
+    return value
 
 
-def _lowest(value: Tensor, low: int, high: int) -> Tensor:
-    return torch.full_like(value, low if value.dtype != torch.bool and not value.is_floating_point() else 0)
+def _edge(value: Tensor, rows: int | None, last: bool) -> Tensor:
+    if value.is_floating_point():
+        return torch.full_like(value, 1.0 if last else 0.0)
+    return value if rows is None else torch.full_like(value, rows - 1 if last else 0)
 
-
-def _highest(value: Tensor, low: int, high: int) -> Tensor:
-    return torch.full_like(value, high if value.dtype != torch.bool and not value.is_floating_point() else 1)
-
-
-_EDGES: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "edge: zeros, first ids": _lowest,
-    "edge: ones, last ids": _highest,
-}
 
 _PASSES_ON = {
     "view", "reshape", "_to_copy", "to", "slice", "select", "unsqueeze", "squeeze", "expand", "contiguous",
     "clone", "transpose", "permute", "flatten", "split", "chunk", "unbind", "getitem", "alias",
 }  # fmt: skip
 """Operators whose output holds the same ids as their input."""
-
-
-def _id_range(program: ExportedProgram, name: str, value: Tensor) -> tuple[int, int]:
-    """Integers that an input may hold: rows of the tables it indexes, else what the example holds."""
-    if value.dtype == torch.bool or value.is_floating_point() or value.numel() == 0:
-        return 0, 1
-    rows = _rows_indexed(program, name)
-    return (0, min(rows) - 1) if rows else (int(value.min()), int(value.max()))
 
 
 def _rows_indexed(program: ExportedProgram, name: str) -> list[int]:
