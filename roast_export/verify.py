@@ -36,6 +36,10 @@ RTOL = 1e-5
 """About 80 float32 roundings of the largest output: deep models stay 5 to 20 times below it."""
 
 
+FEWEST_LENGTHS = 3
+"""Lengths of the dynamic dimensions, beside the example's, below which the report warns."""
+
+
 def verify(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -136,6 +140,10 @@ def output_checks(subject: Subject, usable: list[Runtime], report: Report, tell:
     checks: list[Check] = []
     names = [value.name for value in subject.proto.graph.output]
     cases = list(cases_for(subject.model, subject.program, subject.inputs, subject.proto))
+    dynamic = any(d.dim_param for v in subject.proto.graph.input for d in v.type.tensor_type.shape.dim)
+    lengths = sum(case.name.startswith("random ") for case in cases)
+    if dynamic and lengths < FEWEST_LENGTHS:
+        report.warnings.append(f"the model ran at only {lengths} other lengths of its dynamic dimensions")
     total = len(usable) * len(cases)
     for number, runtime in enumerate(usable):
         try:
