@@ -12,7 +12,7 @@ from torch import nn
 from roast_export.errors import InputError, VerificationError
 from roast_export.files import replacing
 from roast_export.gate import describe, size_check
-from roast_export.program import Inputs, layers_of
+from roast_export.program import Inputs, evaluation, layers_of
 from roast_export.report import Report
 from roast_export.subject import Subject, read
 from roast_export.to_onnx import DEFAULT_OPSET, OnnxOptions, to_onnx, write
@@ -60,7 +60,7 @@ def export(
         dim_names=_names(dynamic_shapes),
     )
     tell = progress or (lambda step, done, total: None)
-    with replacing(path) as target:
+    with evaluation(model), replacing(path) as target:
         tell("trace", 0, 1)
         program = program_of(model, example_inputs, dynamic_shapes)
         if not layers_of(program):

@@ -7,6 +7,7 @@ compressed before this one (FakeRoast); shifts such as i + offset are folded int
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -66,18 +67,8 @@ def fakeroast_pareto(
     shape: tuple[int, ...], n_memory: int, coefficients: list[int], offset: int, *, sign_seed: int
 ) -> Mapping:
     """STABLE-RPS / pareto: chunks as long as the array, each read from a hashed start, wrapping round."""
-    a0, a1, a2, _ = coefficients
-    return Mapping(
-        shape=shape,
-        matrix=(1, math.prod(shape)),
-        n_memory=n_memory,
-        tile=(1, n_memory),
-        origin=(0, offset),
-        hash1=Hash(UHASH_PRIME, b=a0, q=a1, g=a2),
-        range=n_memory,
-        sign=Sign.MT19937,
-        sign_seed=sign_seed,
-    )
+    single = fakeroast_hashednet(shape, n_memory, coefficients, offset, sign_seed=sign_seed)
+    return replace(single, tile=(1, n_memory))
 
 
 def fakeroast_roast(

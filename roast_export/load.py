@@ -30,7 +30,7 @@ from torch import nn
 
 from roast_export.errors import LoadError
 from roast_export.files import replacing
-from roast_export.program import Inputs, LoadedProgram, layers_of, quiet, trace
+from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of, quiet, trace
 
 ARCHIVE_NOTE = "roast.json"
 """Member of our archives that says what they are."""
@@ -46,7 +46,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], example_inputs: Inputs)
         InputError: the model does not run on the example inputs.
         ExportError: the model cannot be traced, or the file cannot be written.
     """
-    with replacing(path) as target:
+    with evaluation(model), replacing(path) as target:
         program = trace(model, example_inputs, every_dimension=True)
         note = {
             "producer": f"roast-export {version('roast-export')}",

@@ -88,7 +88,9 @@ def trace(
     """
     if isinstance(model, LoadedProgram):
         return model.program
-    model = model.eval()
+    devices = {str(tensor.device) for tensor in [*model.parameters(), *model.buffers()]} - {"cpu"}
+    if devices:
+        raise InputError(f"the model is on {sorted(devices)[0]}; move it with model.cpu()")
     _run(model, *split(inputs))
     named = _arguments(model, inputs)
     wanted = {name: {0} for name in named} if every_dimension else _wanted(named, dynamic_shapes)
@@ -203,6 +205,18 @@ def output_names(program: ExportedProgram) -> list[str]:
         name = "output" if len(paths) == 1 and name.startswith("output_") else name
         names.append(f"{name}_out" if name in taken else name)
     return names
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and back in the modes it had."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,10 +153,3 @@ def _open_reference(model: str | bytes) -> Run:
             return [np.asarray(output) for output in evaluator.run(None, inputs)]
 
     return run
-
-
-@cache
-def onnxruntime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)

@@ -22,7 +22,7 @@ from roast_export.errors import InputError, RoastError
 from roast_export.localise import first_difference
 from roast_export.mapping import Mapping
 from roast_export.measure import measure
-from roast_export.program import Inputs, LoadedProgram, flat_inputs, layers_of, trace
+from roast_export.program import Inputs, LoadedProgram, evaluation, flat_inputs, layers_of, trace
 from roast_export.report import Check, Report
 from roast_export.runtimes import Run, Runtime
 from roast_export.runtimes import runtimes as all_runtimes
@@ -59,8 +59,9 @@ def verify(
         InputError: no example inputs for a live module, or a runtime that is not known.
         RoastError: the file is not an ONNX model.
     """
-    program = program_of(model, example_inputs)
-    return prove(model, program, Path(path), example_inputs, runtimes, atol, rtol, progress)
+    with evaluation(model):
+        program = program_of(model, example_inputs)
+        return prove(model, program, Path(path), example_inputs, runtimes, atol, rtol, progress)
 
 
 def program_of(

@@ -315,6 +315,19 @@ def test_full_disk(tmp_path):
     assert (tmp_path / "s.onnx").read_bytes() == b"precious"
 
 
+def test_training_mode_is_given_back(tmp_path):
+    model = nn.Sequential(compressed(Bags).sums, nn.Dropout(0.5)).train()
+    report = roast_export.export(model, tmp_path / "d.onnx", example_inputs=(torch.randint(0, 80, (3, 4)),))
+    assert report.passed
+    assert model.training
+    assert model[1].training
+
+
+def test_model_on_another_device_is_refused(tmp_path, small):
+    with pytest.raises(InputError, match=r"the model is on meta; move it with model\.cpu"):
+        export_small(compressed().to("meta"), tmp_path / "s.onnx")
+
+
 def test_unverified_export_says_so(tmp_path, small):
     report = export_small(small, tmp_path / "s.onnx", verify=False)
     assert not report.passed
