@@ -17,6 +17,7 @@ VENV_READY := $(VENV)/.ready-venv
 TORCH_READY := $(VENV)/.ready-torch
 PACKAGE_READY := $(VENV)/.ready-package
 NATIVE_READY := roast_export/lib/.ready
+COMPAT_READY := $(patsubst %,$(VENV)/compat/%/.ready,1.20.1 1.23.2)
 
 .DELETE_ON_ERROR:
 .PHONY: help setup native demo test lint vectors clean
@@ -52,6 +53,13 @@ $(NATIVE_READY): $(PACKAGE_READY) $(NATIVE_SOURCES)
 	@$(BIN)/cmake --install $(NATIVE_BUILD) --prefix $(CURDIR) >/dev/null
 	@touch $@
 
+# Older onnxruntimes for tests/test_compat.py: plain folders, which nothing but that test puts on its path.
+$(VENV)/compat/%/.ready: | $(VENV_READY)
+	@echo "installing onnxruntime $* for the compatibility tests"
+	@rm -rf $(@D)
+	@$(PIP) install --no-deps --target $(@D) onnxruntime==$*
+	@touch $@
+
 setup: $(PACKAGE_READY) $(NATIVE_READY)
 	@:
 
@@ -61,7 +69,7 @@ native: $(NATIVE_READY)
 demo: setup
 	@$(BIN)/python samples/digits.py
 
-test: setup
+test: setup $(COMPAT_READY)
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(PACKAGE_READY)

@@ -60,7 +60,7 @@ def verify(
         RoastError: the file is not an ONNX model.
     """
     with evaluation(model):
-        program = program_of(model, example_inputs)
+        program = program_of(model, example_inputs, _dynamic_of(Path(path)))
         return prove(model, program, Path(path), example_inputs, runtimes, atol, rtol, progress)
 
 
@@ -217,6 +217,16 @@ def _usable(subject: Subject, wanted: Sequence[str] | None, report: Report) -> l
         else:
             report.skipped[runtime.name] = reason
     return usable
+
+
+def _dynamic_of(path: Path) -> dict[str, dict[int, str]] | None:
+    """The dynamic dimensions of a file, in the form that tracing takes."""
+    found = {
+        value.name: {axis: dim.dim_param for axis, dim in enumerate(value.type.tensor_type.shape.dim)}
+        for value in read(path).graph.input
+    }
+    named = {name: {k: label for k, label in axes.items() if label} for name, axes in found.items()}
+    return {name: axes for name, axes in named.items() if axes} or None
 
 
 def _example(program: ExportedProgram) -> Inputs:
