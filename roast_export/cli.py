@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
+import torch
 
 from roast_export.compress import compress
 from roast_export.errors import ExportError, InputError, RoastError, VerificationError
@@ -311,6 +312,14 @@ def inspect_command(file: Path, factory: str | None, trust: bool) -> None:
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only parameters of this name. Repeatable.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="No parameters of this name. Repeatable.")
 @click.option("--local", is_flag=True, help="An array for each parameter instead of one for all.")
+@click.option(
+    "--init",
+    type=click.Choice(["project", "fresh"]),
+    default="project",
+    show_default=True,
+    help="project: approximate the weights; fresh: draw the array anew, for training from scratch.",
+)
+@click.option("--half", is_flag=True, help="Store the array as float16.")
 @_debug
 @_version
 def compress_command(
@@ -326,6 +335,8 @@ def compress_command(
     include: Sequence[str],
     exclude: Sequence[str],
     local: bool,
+    init: Literal["project", "fresh"],
+    half: bool,
 ) -> None:
     """Make the large parameters of a dense MODEL virtual, over one small shared array.
 
@@ -348,6 +359,8 @@ def compress_command(
         include=list(include) or None,
         exclude=list(exclude) or None,
         local=local,
+        init=init,
+        memory_dtype=torch.float16 if half else torch.float32,
     )
     click.echo(str(summary(compressed)))
     if examples is None:

@@ -16,7 +16,7 @@ from roast_export.program import VirtualLayer, kept_bytes
 from roast_export.report import Check, Layer, Report
 from roast_export.runtimes import native_unavailable, optimised_copy
 from roast_export.subject import Subject, roast_nodes
-from roast_export.to_onnx import SHARED_ARRAY, size_of
+from roast_export.to_onnx import array_names, size_of
 
 SLACK = 1.02
 GRAPH_BYTES = 64 * 1024
@@ -69,10 +69,8 @@ def structure_checks(subject: Subject) -> list[Check]:
 
 def parameter_checks(subject: Subject) -> list[Check]:
     """Arrays and kept parameters that the file stores under their own name: equal bits."""
-    state = dict(subject.program.state_dict)
-    arrays = {layer.array for layer in subject.layers}
-    if len(arrays) == 1:
-        state.setdefault(SHARED_ARRAY, state[next(iter(arrays))])
+    names = array_names(subject.layers)
+    state = {names.get(name, name): tensor for name, tensor in subject.program.state_dict.items()}
     checks = []
     for tensor in subject.proto.graph.initializer:
         if tensor.name in state:

@@ -37,6 +37,7 @@ ATTRIBUTES = {
     "unit": "INT",
     "scale": "FLOAT",
 }
+_LENGTHS = {"view": 2, "perm": 4, "tile": 2, "origin": 2, "hash1": 5, "hash2": 5, "sign_hash": 5}
 DRAWN_ATTRIBUTES = dict.fromkeys(("element", "seed", "sign", "sign_seed", "sign_skip"), "INT")
 
 GATHERS = ("RoastGather", "RoastGatherFolded", "RoastGatherSigned", "RoastGatherDrawn")
@@ -84,6 +85,8 @@ def mapping_of(node: onnx.NodeProto) -> tuple[Mapping, float]:
         ExportError: an attribute is missing or has the wrong type or length.
         MappingError: the record breaks a rule of docs/mapping.md section 2.
     """
+    for attribute in node.attribute:
+        _check_attribute(node, attribute)
     found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     try:
         rows, cols = found["view"]
@@ -115,6 +118,15 @@ def mapping_of(node: onnx.NodeProto) -> tuple[Mapping, float]:
     except (TypeError, ValueError) as error:
         raise ExportError(f"{node.op_type} {node.name!r} has a bad attribute: {error}") from error
     return mapping, scale
+
+
+def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
+    kind = {**ATTRIBUTES, **DRAWN_ATTRIBUTES}.get(attribute.name)
+    right = kind is None or onnx.AttributeProto.AttributeType.Name(attribute.type) == kind
+    right &= len(attribute.ints) == _LENGTHS.get(attribute.name, len(attribute.ints))
+    right &= attribute.name != "perm" or list(attribute.ints) in (PERM, PERM_TRANSPOSED)
+    if not right:
+        raise ExportError(f"{node.op_type} {node.name!r} has a bad attribute: {attribute.name}")
 
 
 def array_of(node: onnx.NodeProto) -> str:
@@ -208,7 +220,8 @@ _CONSTANTS = """
         unit1 = Reshape (unit, ones1)
         row_of_units = Concat <axis = 0> (minus1, unit1)"""
 
-# Tile numbers i, j in; `start` and the factor scale * sign of every tile out.
+# Tile numbers i, j in; `start` and the factor scale * sign of every tile out. A product, because
+# onnxruntime's Where makes +0 of -0.
 _STARTS = (
     _hash("hash1", "h1")
     + _hash("hash2", "h2")
@@ -221,9 +234,10 @@ _STARTS = (
         h_range = Mod (h, range)
         start = Mul (h_range, align)
         s_bit = Mod (s, two)
-        negative = Equal (s_bit, one)
-        minus_scale = Neg (scale)
-        factor = Where (negative, minus_scale, scale)"""
+        twice_bit = Mul (s_bit, two)
+        sign = Sub (one, twice_bit)
+        sign_float = Cast <to = 1> (sign)
+        factor = Mul (sign_float, scale)"""
 )
 
 _GATHER = (
@@ -332,7 +346,7 @@ _EMBEDDING = (
         scaled = Mul (plain, factors)
         ids_shape = Shape (ids)
         rows_shape = Concat <axis = 0> (ids_shape, dim1)
-        result = Reshape (scaled, rows_shape)"""
+        result = Reshape <allowzero = 1> (scaled, rows_shape)"""
 )
 
 _REFERENCES = ", ".join(f"{name} : {kind.lower()} = @{name}" for name, kind in ATTRIBUTES.items())

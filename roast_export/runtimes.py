@@ -24,6 +24,8 @@ Run = Callable[[dict[str, Array]], list[Array]]
 DISABLE_FOLDING = "optimization.disable_specified_optimizers"
 """Session entry; set to "ConstantFolding" it keeps virtual weights virtual without the library."""
 
+_REGISTERED = "roast.registered"
+
 REFERENCE_LIMIT = 1 << 21
 """Virtual elements above which onnx's reference evaluator (plain numpy) takes minutes."""
 
@@ -102,10 +104,21 @@ def runtimes() -> list[Runtime]:
 
 def _register(options: onnxruntime.SessionOptions) -> None:
     library = ort_library_path()
+    if _is_registered(options):
+        return
     try:
         options.register_custom_ops_library(library)
+        options.add_session_config_entry(_REGISTERED, "1")
     except Exception as error:
         raise RoastError(f"onnxruntime does not accept {library}: {error}; upgrade onnxruntime") from error
+
+
+def _is_registered(options: onnxruntime.SessionOptions) -> bool:
+    """onnxruntime refuses a session whose options name one library twice."""
+    try:
+        return bool(options.get_session_config_entry(_REGISTERED))
+    except RuntimeError:
+        return False
 
 
 def _with_provider(kw: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from torch.export import ExportedProgram
 from roast_export import onnx_ops
 from roast_export.errors import ExportError, InputError
 from roast_export.fuse import fuse_linear
-from roast_export.mapping import VERSION, Element, Mapping, Sign
+from roast_export.mapping import VERSION, Element, Mapping
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
 
 DEFAULT_OPSET = 20
@@ -73,7 +73,7 @@ def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
     model = _translate(program, options)
     _name_outputs(model, program)
     _name_nodes(model, layers)
-    _name_array(model, layers)
+    _name_arrays(model, list(layers.values()))
     fuse_linear(model)
     _settle_dimensions(model, program, options.dim_names)
     _strip(model)
@@ -85,6 +85,13 @@ def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
     model.metadata_props.update(_metadata(program, options))
     model.producer_name, model.producer_version = "roast-export", version("roast-export")
     return model
+
+
+def array_names(layers: Sequence[VirtualLayer]) -> dict[str, str]:
+    """Initializer of each array: a shared one has a name of its own, local ones their layer's."""
+    arrays = {layer.array for layer in layers}
+    shared = len(arrays) == 1 and len(layers) > 1
+    return {array: SHARED_ARRAY if shared else array for array in arrays}
 
 
 def write(model: ir.Model, path: Path) -> None:
@@ -187,13 +194,12 @@ def _name_nodes(model: ir.Model, layers: dict[str, VirtualLayer]) -> None:
             node.name = name if uses[name] == 1 else f"{name}#{uses[name]}"
 
 
-def _name_array(model: ir.Model, layers: dict[str, VirtualLayer]) -> None:
-    """The array that all layers share gets a name of its own; local arrays keep their layer's."""
-    names = {layer.array for layer in layers.values()}
-    if len(names) == 1 and len(layers) > 1:
-        array = model.graph.initializers.pop(names.pop())
-        array.name = SHARED_ARRAY
-        model.graph.initializers[SHARED_ARRAY] = array
+def _name_arrays(model: ir.Model, layers: list[VirtualLayer]) -> None:
+    for old, new in array_names(layers).items():
+        if old != new:
+            array = model.graph.initializers.pop(old)
+            array.name = new
+            model.graph.initializers[new] = array
 
 
 def _settle_dimensions(model: ir.Model, program: ExportedProgram, dim_names: DimNames | None) -> None:
@@ -284,9 +290,11 @@ def _metadata(program: ExportedProgram, options: OnnxOptions) -> dict[str, str]:
         "roast.weights": "materialized" if options.materialized else "virtual",
         "roast.minimum_runtime": "onnxruntime 1.20; with the library 1.16",
     }
-    for layer in layers_of(program):
-        digest = hashlib.sha256(layer.memory.contiguous().cpu().numpy().tobytes()).hexdigest()
-        found[f"roast.sha256.{layer.array}"] = digest
-    if any(layer.mapping.sign is Sign.MT19937 or layer.mapping.element for layer in layers_of(program)):
+    layers = layers_of(program)
+    names = array_names(layers)
+    for array, memory in {layer.array: layer.memory for layer in layers}.items():
+        digest = hashlib.sha256(memory.contiguous().numpy().tobytes()).hexdigest()
+        found[f"roast.sha256.{names[array]}"] = digest
+    if any(onnx_ops.needs_stream(layer.mapping) for layer in layers) and not options.portable:
         found["roast.minimum_runtime"] = "onnxruntime 1.16 with the roast library"
     return found
