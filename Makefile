@@ -1,6 +1,7 @@
 # Every target sets up what it needs in .venv/ and build/; a second run finds it done.
 #   make demo      train a compressed digits model, export it, prove it, print the table
 #   make test      run the tests (ARGS="-k mapping" narrows them)
+#   make bench     compare with onnxruntime's own kernels (BENCH=quick: two minutes)
 #   make lint      ruff, mypy --strict, clang-format
 #   make native    build the operator library into roast_export/lib/
 #   make vectors   write tests/vectors/mapping.json anew from the reference
@@ -20,10 +21,10 @@ NATIVE_READY := roast_export/lib/.ready
 COMPAT_READY := $(patsubst %,$(VENV)/compat/%/.ready,1.20.1 1.23.2)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup native demo test lint vectors clean
+.PHONY: help setup native demo test bench lint vectors clean
 
 help:
-	@sed -n '2,8s/^# \{0,1\}//p' Makefile
+	@sed -n '2,9s/^# \{0,1\}//p' Makefile
 
 # Debian splits ensurepip off into python3-venv; where it is missing, the system's pip fills the gap.
 $(VENV_READY):
@@ -70,7 +71,7 @@ demo: setup
 	@$(BIN)/python samples/digits.py
 
 test: setup $(COMPAT_READY)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(PACKAGE_READY)
 	@$(BIN)/ruff check --quiet .
@@ -78,6 +79,10 @@ lint: $(PACKAGE_READY)
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/clang-format --dry-run -Werror $(wildcard custom_ops/*.h custom_ops/*.cc)
 	@echo "lint: clean"
+
+# A full run takes about 20 minutes and wants the machine for itself; BENCH=quick takes two.
+bench: setup
+	@$(BIN)/python -m bench --form $(or $(BENCH),full)
 
 vectors: $(PACKAGE_READY)
 	@$(BIN)/python tests/vectors/make_vectors.py
