@@ -1,52 +1,10 @@
 // The operators of docs/operators.md for ONNX Runtime: reads attributes, checks tensors, runs
 // roast_kernel. Uses no C or C++ library, so that one binary serves every host of a platform.
-#include "ort_abi.h"
-#include "ort_attributes.h"
-#include "roast_kernel.h"
-#include "roast_mapping.h"
+#include "ort_kernel.h"
 
 namespace {
 
-using ort_abi::Api;
-using ort_abi::ApiBase;
-using ort_abi::CustomOp;
-using roast_ort::Message;
-using roast_ort::succeeded;
-
-enum Kind { kGather, kGatherSigned, kGatherDrawn, kEmbedding, kKinds };
-
-constexpr const char* kNames[kKinds] = {"RoastGather", "RoastGatherSigned", "RoastGatherDrawn",
-                                        "RoastEmbedding"};
-constexpr size_t kNodeName = 128;
-
-struct Host;
-
-// An operator as one host knows it. The host passes a pointer to `abi` back.
-struct Op {
-  CustomOp abi;
-  Kind kind;
-  const Host* host;
-};
-
-// One ONNX Runtime in this process. It lives as long as the process, as sessions may.
-struct Host {
-  const ApiBase* base;
-  const Api* api;
-  bool parallel;
-  OrtCustomOpDomain* domain;
-  Op ops[kKinds];
-};
-
-struct Kernel {
-  const Host* host;
-  OrtAllocator* allocator;
-  Kind kind;
-  roast_plan* plan;
-  void* table;
-  int64_t n_memory, n_dims;
-  int64_t shape[roast::kMaxDims];
-  char node[kNodeName];
-};
+using namespace roast_ort;
 
 // ---- Creation ----
 
@@ -85,18 +43,18 @@ OrtStatus* fill(Kernel* kernel, const OrtKernelInfo* info) {
   Message message(api, kNames[kernel->kind], kernel->node);
   int64_t fields[roast::kHeaderLength + roast::kMaxDims];
   float scale = 0;
-  const roast_ort::Attributes attributes(api, info, message.text);
+  const Attributes attributes(api, info, message.text);
   const bool drawn = kernel->kind == kGatherDrawn;
-  if (!roast_ort::read_fields(attributes, drawn, fields, &kernel->n_dims, &scale, message.text)) {
+  if (!read_fields(attributes, drawn, fields, &kernel->n_dims, &scale, message.text)) {
     return message.status();
   }
-  if (kernel->kind == kEmbedding && kernel->n_dims != 2) {
+  if ((kernel->kind == kEmbedding || is_linear(kernel->kind)) && kernel->n_dims != 2) {
     message.text << "attribute shape has " << kernel->n_dims << " ints, it must have 2";
     return message.status();
   }
-  char reason[roast_ort::kMessage];
+  char reason[kMessage];
   const size_t n_fields = static_cast<size_t>(roast::kHeaderLength + kernel->n_dims);
-  if (roast_plan_init(kernel->plan, fields, n_fields, scale, reason, roast_ort::kMessage) != 0) {
+  if (roast_plan_init(kernel->plan, fields, n_fields, scale, reason, kMessage) != 0) {
     message.text << reason;
     return message.status();
   }
@@ -130,59 +88,6 @@ OrtStatus* ORT_ABI_CALL create_kernel(const CustomOp* op, const Api*, const OrtK
 
 void ORT_ABI_CALL destroy_kernel(void* kernel) { destroy(static_cast<Kernel*>(kernel)); }
 
-// ---- Inputs ----
-
-struct Tensor {
-  int type;
-  size_t rank, numel;
-  void* data;
-};
-
-OrtStatus* read_info(const Api* api, const ort_abi::Info* info, Tensor* tensor) {
-  OrtStatus* status = api->GetTensorElementType(info, &tensor->type);
-  if (status == nullptr) status = api->GetDimensionsCount(info, &tensor->rank);
-  if (status == nullptr) status = api->GetTensorShapeElementCount(info, &tensor->numel);
-  return status;
-}
-
-OrtStatus* read_input(const Kernel& kernel, OrtKernelContext* context, size_t index,
-                      Tensor* tensor) {
-  const Api* api = kernel.host->api;
-  const OrtValue* value = nullptr;
-  OrtStatus* status = api->KernelContext_GetInput(context, index, &value);
-  if (status != nullptr) return status;
-  if (value == nullptr) {
-    Message message(api, kNames[kernel.kind], kernel.node);
-    message.text << "input " << static_cast<int64_t>(index) << " is missing";
-    return message.status();
-  }
-  ort_abi::Info* info = nullptr;
-  status = api->GetTensorTypeAndShape(value, &info);
-  if (status != nullptr) return status;
-  status = read_info(api, info, tensor);
-  api->ReleaseTensorTypeAndShapeInfo(info);
-  if (status != nullptr) return status;
-  return api->GetTensorMutableData(const_cast<OrtValue*>(value), &tensor->data);
-}
-
-OrtStatus* read_memory(const Kernel& kernel, OrtKernelContext* context, Tensor* memory) {
-  OrtStatus* status = read_input(kernel, context, 0, memory);
-  if (status != nullptr) return status;
-  Message message(kernel.host->api, kNames[kernel.kind], kernel.node);
-  if (memory->type != ort_abi::kFloat && memory->type != ort_abi::kFloat16) {
-    message.text << "memory must be float32 or float16, not element type " << memory->type;
-    return message.status();
-  }
-  if (memory->rank != 1 ||
-      static_cast<uint64_t>(memory->numel) != static_cast<uint64_t>(kernel.n_memory)) {
-    message.text << "memory has " << static_cast<int64_t>(memory->numel) << " elements in "
-                 << static_cast<int64_t>(memory->rank) << " dimensions, n_memory "
-                 << kernel.n_memory << " needs as many in one";
-    return message.status();
-  }
-  return nullptr;
-}
-
 // ---- Computation ----
 
 struct Job {
@@ -204,26 +109,6 @@ void run_part(void* data, size_t part) {
   } else {
     roast_gather_part(kernel.plan, job.memory, job.type, job.signs, part, job.out);
   }
-}
-
-OrtStatus* run_parts(OrtKernelContext* context, Job* job, size_t parts) {
-  const Host& host = *job->kernel->host;
-  if (host.parallel && parts > 1) {
-    return host.api->KernelContext_ParallelFor(context, run_part, parts, 0, job);
-  }
-  for (size_t part = 0; part < parts; ++part) run_part(job, part);
-  return nullptr;
-}
-
-OrtStatus* open_output(const Kernel& kernel, OrtKernelContext* context, const int64_t* dims,
-                       size_t rank, float** out) {
-  const Api* api = kernel.host->api;
-  OrtValue* value = nullptr;
-  void* data = nullptr;
-  OrtStatus* status = api->KernelContext_GetOutput(context, 0, dims, rank, &value);
-  if (status == nullptr) status = api->GetTensorMutableData(value, &data);
-  *out = static_cast<float*>(data);
-  return status;
 }
 
 OrtStatus* read_signs(const Kernel& kernel, OrtKernelContext* context, Job* job) {
@@ -249,7 +134,7 @@ OrtStatus* compute_gather(const Kernel& kernel, OrtKernelContext* context, Job* 
   const size_t rank = static_cast<size_t>(kernel.n_dims);
   OrtStatus* status = open_output(kernel, context, kernel.shape, rank, &job->out);
   if (status != nullptr) return status;
-  return run_parts(context, job, roast_gather_parts(kernel.plan));
+  return run_parts(*kernel.host, context, run_part, roast_gather_parts(kernel.plan), job);
 }
 
 OrtStatus* check_ids(const Kernel& kernel, const Tensor& ids) {
@@ -270,45 +155,30 @@ OrtStatus* check_ids(const Kernel& kernel, const Tensor& ids) {
   return nullptr;
 }
 
-constexpr size_t kMaxIdsRank = 16;
-
-// ids.shape..., dim
-OrtStatus* open_rows(const Kernel& kernel, OrtKernelContext* context, size_t rank, float** out) {
-  const Api* api = kernel.host->api;
-  const OrtValue* value = nullptr;
-  ort_abi::Info* info = nullptr;
-  int64_t dims[kMaxIdsRank + 1];
-  OrtStatus* status = api->KernelContext_GetInput(context, 1, &value);
-  if (status == nullptr) status = api->GetTensorTypeAndShape(value, &info);
-  if (status == nullptr) {
-    status = api->GetDimensions(info, dims, rank);
-    api->ReleaseTensorTypeAndShapeInfo(info);
-  }
-  if (status != nullptr) return status;
-  dims[rank] = kernel.shape[1];
-  return open_output(kernel, context, dims, rank + 1, out);
-}
-
 OrtStatus* compute_embedding(const Kernel& kernel, OrtKernelContext* context, Job* job) {
   Tensor ids;
   OrtStatus* status = read_input(kernel, context, 1, &ids);
   if (status != nullptr) return status;
-  if (ids.rank > kMaxIdsRank) {
+  if (ids.rank > kMaxRank) {
     Message message(kernel.host->api, kNames[kernel.kind], kernel.node);
     message.text << "ids has " << static_cast<int64_t>(ids.rank) << " dimensions, at most "
-                 << static_cast<int64_t>(kMaxIdsRank) << " are supported";
+                 << static_cast<int64_t>(kMaxRank) << " are supported";
     return message.status();
   }
   status = check_ids(kernel, ids);
-  if (status == nullptr) status = open_rows(kernel, context, ids.rank, &job->out);
+  if (status == nullptr) {
+    status = open_output_like(kernel, context, 1, 0, kernel.shape[1], &job->out);
+  }
   if (status != nullptr) return status;
   job->ids = static_cast<const int64_t*>(ids.data);
   job->n_ids = ids.numel;
-  return run_parts(context, job, roast_embedding_parts(kernel.shape[1], ids.numel));
+  const size_t parts = roast_embedding_parts(kernel.shape[1], ids.numel);
+  return run_parts(*kernel.host, context, run_part, parts, job);
 }
 
 OrtStatus* ORT_ABI_CALL compute(void* data, OrtKernelContext* context) {
   const Kernel& kernel = *static_cast<const Kernel*>(data);
+  if (is_linear(kernel.kind)) return compute_linear(kernel, context);
   Tensor memory;
   OrtStatus* status = read_memory(kernel, context, &memory);
   if (status != nullptr) return status;
@@ -328,13 +198,16 @@ const char* ORT_ABI_CALL get_provider(const CustomOp*) { return nullptr; }
 
 size_t ORT_ABI_CALL get_input_count(const CustomOp* op) {
   const Kind kind = reinterpret_cast<const Op*>(op)->kind;
-  return kind == kGatherSigned || kind == kEmbedding ? 2 : 1;
+  if (kind == kLinearBias) return 3;
+  return kind == kGatherSigned || kind == kEmbedding || kind == kLinear ? 2 : 1;
 }
 
 // memory is of any type here, and checked when it comes.
 int ORT_ABI_CALL get_input_type(const CustomOp* op, size_t index) {
-  if (index == 0) return ort_abi::kUndefined;
-  return reinterpret_cast<const Op*>(op)->kind == kEmbedding ? ort_abi::kInt64 : ort_abi::kUint8;
+  const Kind kind = reinterpret_cast<const Op*>(op)->kind;
+  if (index == memory_index(kind)) return ort_abi::kUndefined;
+  if (is_linear(kind)) return ort_abi::kFloat;
+  return kind == kEmbedding ? ort_abi::kInt64 : ort_abi::kUint8;
 }
 
 size_t ORT_ABI_CALL get_output_count(const CustomOp*) { return 1; }

@@ -1,213 +1,31 @@
-// See roast_kernel.h. Portable C++; instruction sets enter through roast_tiles.h alone.
+// See roast_kernel.h. Plans, gathers and embeddings.
 #include "roast_kernel.h"
 
+#include "roast_gather.h"
 #include "roast_mapping.h"
-#include "roast_tiles.h"
+#include "roast_plan.h"
 
-using roast::load;
+using roast::ceil_div;
+using roast::draws;
+using roast::draws_elements;
+using roast::draws_signs;
+using roast::element_width;
+using roast::kSaved;
+using roast::kSpanNumel;
 using roast::Mapping;
+using roast::max64;
+using roast::min64;
 using roast::Mt19937;
 using roast::negate_if;
-using roast::Piece;
-using roast::Tiles;
+using roast::Rect;
 
 namespace {
 
 // Elements of a part: long enough to pay for handing it to a thread, short enough to balance.
 constexpr int64_t kPartNumel = int64_t{1} << 15;
-// A saved state takes 2500 bytes: at this distance it costs 1% of the dense weight.
-constexpr int64_t kSpanNumel = int64_t{1} << 16;
 // Beyond this, filling a table takes longer than a caller would wait for it at load.
 constexpr int64_t kMaxTableTiles = int64_t{1} << 26;
 constexpr int64_t kMaxTableNumel = int64_t{1} << 28;
-// The sign of a tile, on top of its start, which is less than 2^30.
-constexpr uint32_t kNegative = 0x80000000u;
-
-struct Rect {
-  int64_t r0, r1, c0, c1;
-};
-
-inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-}  // namespace
-
-struct roast_plan {
-  Mapping map;
-  float scale;
-  // Number of the first tile that the view touches, and how many.
-  int64_t i0, j0, grid_i, grid_j;
-  // Parts: rectangles of the matrix, the first of them cut by `lead_*`, so that no tile is cut.
-  int64_t part_rows, part_cols, lead_rows, lead_cols, parts_across, parts;
-  // The table: starts with the sign in the top bit, and generator states at every span.
-  const uint32_t* starts;
-  const uint32_t* states;
-  Tiles<float> tiles_f32;
-  Tiles<uint16_t> tiles_f16;
-};
-
-namespace {
-
-inline const Tiles<float>& tiles_of(const roast_plan& p, const float*) { return p.tiles_f32; }
-inline const Tiles<uint16_t>& tiles_of(const roast_plan& p, const uint16_t*) { return p.tiles_f16; }
-
-inline bool draws_elements(const Mapping& m) { return m.element != roast::kHashed; }
-inline bool draws_signs(const Mapping& m) { return m.sign == roast::kMt19937Sign; }
-inline bool draws(const Mapping& m) { return draws_elements(m) || draws_signs(m); }
-inline int64_t element_width(const Mapping& m) { return m.element == roast::kDrawn64 ? 2 : 1; }
-
-// ---- Hashed maps ----
-
-inline uint32_t packed_start(const roast_plan& p, int64_t i, int64_t j) {
-  if (p.starts != nullptr) return p.starts[(i - p.i0) * p.grid_j + (j - p.j0)];
-  const uint32_t start = static_cast<uint32_t>(roast::tile_start(p.map, i, j));
-  return roast::tile_negative(p.map, i, j) ? start | kNegative : start;
-}
-
-// A piece that runs over the end of the array: split each run, or step by element.
-template <class T>
-void place_wrapped(const roast_plan& p, const T* memory, int64_t first, int64_t rows, int64_t cols,
-                   float factor, float* out, int64_t out_stride) {
-  const int64_t n = p.map.n_memory;
-  for (int64_t r = 0; r < rows; ++r, first += p.map.tile_c) {
-    if (p.map.transposed) {
-      for (int64_t c = 0; c < cols; ++c) {
-        const int64_t index = first + c < n ? first + c : first + c - n;
-        out[c * out_stride + r] = load(memory[index]) * factor;
-      }
-      continue;
-    }
-    const int64_t begin = first < n ? first : first - n;
-    const int64_t before_end = min64(cols, n - begin);
-    float* to = out + r * out_stride;
-    roast::copy_piece(Piece<T>{memory + begin, 0, 1, before_end}, factor, to, 0);
-    roast::copy_piece(Piece<T>{memory, 0, 1, cols - before_end}, factor, to + before_end, 0);
-  }
-}
-
-// Rows x cols of tile `packed`, from (inner_r, inner_c) of it on.
-template <class T>
-void place_tile(const roast_plan& p, const T* memory, uint32_t packed, int64_t inner_r,
-                int64_t inner_c, int64_t rows, int64_t cols, float* out, int64_t out_stride) {
-  const Mapping& m = p.map;
-  const float factor = negate_if(packed >> 31, p.scale);
-  int64_t first = (packed & ~kNegative) + inner_r * m.tile_c + inner_c;
-  if (first >= m.n_memory) first -= m.n_memory;
-  if (first + (rows - 1) * m.tile_c + cols > m.n_memory) {
-    return place_wrapped(p, memory, first, rows, cols, factor, out, out_stride);
-  }
-  const Piece<T> piece{memory + first, m.tile_c, rows, cols};
-  const Tiles<T>& tiles = tiles_of(p, memory);
-  (m.transposed ? tiles.transpose : tiles.copy)(piece, factor, out, out_stride);
-}
-
-// A row of 1x1 tiles: one hash an element and nothing else.
-template <class T>
-void gather_elements(const roast_plan& p, const T* memory, const Rect& view, float* out,
-                     int64_t step_r, int64_t step_c) {
-  for (int64_t r = view.r0; r < view.r1; ++r) {
-    float* to = out + (r - view.r0) * step_r;
-    for (int64_t c = view.c0; c < view.c1; ++c, to += step_c) {
-      const uint32_t packed = packed_start(p, r, c);
-      *to = load(memory[packed & ~kNegative]) * negate_if(packed >> 31, p.scale);
-    }
-  }
-}
-
-// A rectangle of the matrix; `out` is its corner, rows `stride` apart.
-template <class T>
-void gather_rect(const roast_plan& p, const T* memory, const Rect& rect, float* out,
-                 int64_t stride) {
-  const Mapping& m = p.map;
-  Rect v = m.transposed ? Rect{rect.c0, rect.c1, rect.r0, rect.r1} : rect;
-  v = Rect{v.r0 + m.origin_r, v.r1 + m.origin_r, v.c0 + m.origin_c, v.c1 + m.origin_c};
-  const int64_t step_r = m.transposed ? 1 : stride, step_c = m.transposed ? stride : 1;
-  if (m.tile_r == 1 && m.tile_c == 1) {
-    return gather_elements(p, memory, v, out, step_r, step_c);
-  }
-  for (int64_t r = v.r0; r < v.r1;) {
-    const int64_t i = r / m.tile_r, inner_r = r % m.tile_r;
-    const int64_t rows = min64(m.tile_r - inner_r, v.r1 - r);
-    for (int64_t c = v.c0; c < v.c1;) {
-      const int64_t j = c / m.tile_c, inner_c = c % m.tile_c;
-      const int64_t cols = min64(m.tile_c - inner_c, v.c1 - c);
-      place_tile(p, memory, packed_start(p, i, j), inner_r, inner_c, rows, cols,
-                 out + (r - v.r0) * step_r + (c - v.c0) * step_c, stride);
-      c += cols;
-    }
-    r += rows;
-  }
-}
-
-// Elements [e, e + n) in row-major order: the end of a row, whole rows, the start of a row.
-template <class T>
-void gather_hashed_span(const roast_plan& p, const T* memory, int64_t e, int64_t n, float* out) {
-  const int64_t cols = p.map.cols;
-  while (n > 0) {
-    const int64_t r = e / cols, c = e % cols;
-    const bool whole = c == 0 && n >= cols;
-    const int64_t rows = whole ? n / cols : 1;
-    const int64_t width = whole ? cols : min64(cols - c, n);
-    gather_rect(p, memory, Rect{r, r + rows, c, c + width}, out, cols);
-    e += rows * width;
-    n -= rows * width;
-    out += rows * width;
-  }
-}
-
-// ---- Streams ----
-
-constexpr int64_t kSaved = Mt19937::kSavedWords;
-
-inline int64_t streams(const Mapping& m) {
-  return (draws_elements(m) ? 1 : 0) + (draws_signs(m) ? 1 : 0);
-}
-
-// The generator of elements (`signs` false) or signs, just before element e.
-Mt19937 generator_at(const roast_plan& p, bool signs, int64_t e) {
-  const Mapping& m = p.map;
-  const int64_t width = signs ? 1 : element_width(m);
-  if (p.states != nullptr) {
-    const int64_t slot = e / kSpanNumel * streams(m) + (signs && draws_elements(m) ? 1 : 0);
-    Mt19937 generator(p.states + slot * kSaved);
-    generator.skip(static_cast<uint64_t>(e % kSpanNumel * width));
-    return generator;
-  }
-  Mt19937 generator(static_cast<uint32_t>(signs ? m.sign_seed : m.seed));
-  generator.skip(static_cast<uint64_t>((signs ? m.sign_skip : 0) + e * width));
-  return generator;
-}
-
-template <class T>
-void gather_drawn_span(const roast_plan& p, const T* memory, int64_t e, int64_t n, float* out) {
-  const uint64_t range = static_cast<uint64_t>(p.map.range);
-  const uint64_t n_memory = static_cast<uint64_t>(p.map.n_memory);
-  const bool wide = p.map.element == roast::kDrawn64;
-  Mt19937 generator = generator_at(p, false, e);
-  for (int64_t k = 0; k < n; ++k) {
-    uint64_t draw = generator.next();
-    if (wide) draw = draw << 32 | generator.next();
-    out[k] = load(memory[draw % range % n_memory]) * p.scale;
-  }
-}
-
-void apply_drawn_signs(const roast_plan& p, int64_t e, int64_t n, float* out) {
-  Mt19937 generator = generator_at(p, true, e);
-  for (int64_t k = 0; k < n; ++k) {
-    out[k] = negate_if(~generator.next() & 1u, out[k]);
-  }
-}
-
-template <class T>
-void gather_span(const roast_plan& p, const T* memory, int64_t e, int64_t n, float* out) {
-  if (draws_elements(p.map)) {
-    gather_drawn_span(p, memory, e, n, out);
-  } else {
-    gather_hashed_span(p, memory, e, n, out);
-  }
-  if (draws_signs(p.map)) apply_drawn_signs(p, e, n, out);
-}
 
 void fill_states(const roast_plan& p, uint32_t* states) {
   const Mapping& m = p.map;
@@ -218,7 +36,7 @@ void fill_states(const roast_plan& p, uint32_t* states) {
     if (signs) generator.skip(static_cast<uint64_t>(m.sign_skip));
     const int64_t step = kSpanNumel * (signs ? 1 : element_width(m));
     uint32_t* slot = states + (signs && draws_elements(m) ? kSaved : 0);
-    for (int64_t e = 0; e < m.numel; e += kSpanNumel, slot += streams(m) * kSaved) {
+    for (int64_t e = 0; e < m.numel; e += kSpanNumel, slot += roast::streams(m) * kSaved) {
       generator.save(slot);
       generator.skip(static_cast<uint64_t>(step));
     }
@@ -274,23 +92,54 @@ void gather_part(const roast_plan& p, const T* memory, const uint8_t* signs, int
   if (draws(m)) {
     const int64_t e = part * kSpanNumel;
     const int64_t n = p.states != nullptr ? min64(kSpanNumel, m.numel - e) : m.numel;
-    gather_span(p, memory, e, n, out + e);
+    roast::gather_span(p, memory, e, n, out + e);
     if (signs != nullptr) apply_given_signs(signs, e, n, out + e);
     return;
   }
   const Rect rect = rect_of_part(p, part);
-  gather_rect(p, memory, rect, out + rect.r0 * m.cols + rect.c0, m.cols);
+  roast::gather_rect(p, memory, rect, m.transposed == 1, out + rect.r0 * m.cols + rect.c0, m.cols);
   for (int64_t r = rect.r0; signs != nullptr && r < rect.r1; ++r) {
     const int64_t e = r * m.cols + rect.c0;
     apply_given_signs(signs, e, rect.c1 - rect.c0, out + e);
   }
 }
 
+// All starts of some rows first: hashes in vectors, and the processor fetches many runs at a time.
+constexpr int64_t kRuns = 1024;
+
+// Whether a row of an embedding is made of whole tiles of one row each, none of which runs over the
+// end of the array.
+bool rows_are_runs(const Mapping& m, int64_t dim) {
+  return roast::has_columns(m) && !draws(m) && m.transposed == 0 && m.cols == dim &&
+         m.tile_r == 1 && dim % m.tile_c == 0 && dim / m.tile_c <= kRuns &&
+         m.origin_c % m.tile_c == 0 && (m.range - 1) * m.align + m.tile_c <= m.n_memory;
+}
+
+template <class T>
+void embedding_runs(const roast_plan& p, const T* memory, int64_t dim, const int64_t* ids,
+                    int64_t first, int64_t last, float* out) {
+  const Mapping& m = p.map;
+  const int64_t across = dim / m.tile_c, most = kRuns / across;
+  uint32_t packed[kRuns];
+  for (int64_t k = first; k < last; k += most) {
+    const int64_t n = min64(most, last - k);
+    for (int64_t j = 0; j < across; ++j) {
+      const roast::Column column = roast::tile_column(m, m.origin_c / m.tile_c + j);
+      p.isa->starts(column, ids + k, m.origin_r, n, packed + j * n);
+    }
+    for (int64_t run = 0; run < n * across; ++run) {
+      __builtin_prefetch(memory + (packed[run] & ~roast::kNegative));
+    }
+    roast::ops_of<T>(p).runs(memory, packed, n, across, m.tile_c, p.scale, out + k * dim);
+  }
+}
+
 template <class T>
 void embedding_part(const roast_plan& p, const T* memory, int64_t dim, const int64_t* ids,
                     int64_t first, int64_t last, float* out) {
+  if (rows_are_runs(p.map, dim)) return embedding_runs(p, memory, dim, ids, first, last, out);
   for (int64_t k = first; k < last; ++k) {
-    gather_span(p, memory, ids[k] * dim, dim, out + k * dim);
+    roast::gather_span(p, memory, ids[k] * dim, dim, out + k * dim);
   }
 }
 
@@ -305,7 +154,7 @@ int64_t table_tiles(const roast_plan& p) {
 
 int64_t table_states(const roast_plan& p) {
   if (p.map.numel > kMaxTableNumel || p.map.numel <= kSpanNumel) return 0;
-  return streams(p.map) * ceil_div(p.map.numel, kSpanNumel);
+  return roast::streams(p.map) * ceil_div(p.map.numel, kSpanNumel);
 }
 
 }  // namespace
@@ -338,8 +187,7 @@ int roast_plan_init(roast_plan* plan, const int64_t* fields, size_t n, float sca
   plan->grid_j = (m.origin_c + view_cols - 1) / m.tile_c - plan->j0 + 1;
   plan->starts = nullptr;
   plan->states = nullptr;
-  plan->tiles_f32 = roast::choose_tiles<float>();
-  plan->tiles_f16 = roast::choose_tiles<uint16_t>();
+  plan->isa = &roast::chosen_isa();
   cut_into_parts(plan);
   return 0;
 }
@@ -357,7 +205,7 @@ void roast_plan_attach_table(roast_plan* plan, void* table) {
     uint32_t* next = words;
     for (int64_t i = plan->i0; i < plan->i0 + plan->grid_i; ++i) {
       for (int64_t j = plan->j0; j < plan->j0 + plan->grid_j; ++j) {
-        *next++ = packed_start(*plan, i, j);
+        *next++ = roast::packed_start(*plan, i, j);
       }
     }
   }
@@ -385,8 +233,12 @@ void roast_gather_part(const roast_plan* plan, const void* memory, int type, con
 
 size_t roast_embedding_bad_id(const roast_plan* plan, int64_t dim, const int64_t* ids, size_t n) {
   const int64_t rows = plan->map.numel / dim;
-  size_t k = 0;
-  while (k < n && ids[k] >= 0 && ids[k] < rows) ++k;
+  // Unsigned, a negative id is too large.
+  const uint64_t end = static_cast<uint64_t>(rows);
+  uint64_t any = 0;
+  for (size_t k = 0; k < n; ++k) any |= static_cast<uint64_t>(ids[k]) >= end;
+  size_t k = any != 0 ? 0 : n;
+  while (k < n && static_cast<uint64_t>(ids[k]) < end) ++k;
   return k;
 }
 

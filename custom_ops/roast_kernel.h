@@ -63,6 +63,35 @@ ROAST_EXPORT void roast_embedding_part(const roast_plan* plan, const void* memor
                                        int64_t dim, const int64_t* ids, size_t n, size_t part,
                                        float* out);
 
+// A linear layer: y[n, out] = x[n, in] W^T + bias, where W is the weight seen as [out, in] and
+// out is its first dimension. W is never made. All calls of one layer get the same plan, type and
+// n; scratch[roast_linear_scratch_bytes], aligned to 64, is used by one layer at a time. y does not
+// depend on who runs the parts.
+ROAST_EXPORT size_t roast_linear_scratch_bytes(const roast_plan* plan, int type, size_t n);
+ROAST_EXPORT size_t roast_linear_pack_parts(const roast_plan* plan, int type, size_t n);
+ROAST_EXPORT size_t roast_linear_parts(const roast_plan* plan, int type, size_t n);
+// All of these before the first roast_linear_part.
+ROAST_EXPORT void roast_linear_pack_part(const roast_plan* plan, int type, const float* x, size_t n,
+                                         void* scratch, size_t part);
+// bias: float[out] or null.
+ROAST_EXPORT void roast_linear_part(const roast_plan* plan, const void* memory, int type,
+                                    const float* x, size_t n, const float* bias, void* scratch,
+                                    size_t part, float* y);
+
+// Instruction sets: a plan keeps the one that was chosen when it was made.
+enum {
+  ROAST_ISA_BEST = -1,
+  ROAST_ISA_PORTABLE = 0,
+  ROAST_ISA_NEON = 1,
+  ROAST_ISA_AVX2 = 2,
+  ROAST_ISA_AVX512 = 3,
+  ROAST_ISA_COUNT = 4
+};
+// Bit k is 1 where instruction set k works here.
+ROAST_EXPORT uint32_t roast_available_isas(void);
+// For tests: 0, and plans made from now on use `isa`; or 1 if it does not work here.
+ROAST_EXPORT int roast_force_isa(int isa);
+
 #ifdef __cplusplus
 }
 #endif

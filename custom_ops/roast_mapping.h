@@ -20,9 +20,48 @@ constexpr int64_t kMaxWord = (int64_t{1} << 32) - 1;
 enum Element : int64_t { kHashed = 0, kDrawn32 = 1, kDrawn64 = 2 };
 enum Sign : int64_t { kNoSign = 0, kTileSign = 1, kMt19937Sign = 2 };
 
+// Remainders by a number that stays the same: two multiplications instead of a division.
+class Divisor {
+ public:
+  Divisor() = default;
+  // 1 <= d < 2^62.
+  explicit Divisor(int64_t d)
+      : d_(static_cast<uint64_t>(d)), m_(~uint64_t{0} / d_), shift_((uint64_t{1} << 63) % d_) {
+    (void)m_;
+  }
+
+  // The estimated quotient is right or 1 too small, because m_ is less than 1 below 2^64 / d, or
+  // exactly 1 below it.
+  uint64_t mod(uint64_t x) const { return once(x - estimate(x) * d_); }
+
+  // Floored: of the signed number with these bits. It is 2^63 less than the number with the top bit
+  // turned.
+  int64_t floored_mod(uint64_t bits) const {
+    const uint64_t rest = mod(bits ^ uint64_t{1} << 63);
+    return static_cast<int64_t>(once(rest + (d_ - shift_)));
+  }
+
+ private:
+#if defined(__x86_64__) || defined(__aarch64__)
+  uint64_t estimate(uint64_t x) const {
+    __extension__ typedef unsigned __int128 Wide;
+    return static_cast<uint64_t>(Wide{x} * m_ >> 64);
+  }
+#else
+  // There, a product of 128 bits is a call of a library.
+  uint64_t estimate(uint64_t x) const { return x / d_; }
+#endif
+
+  // Without a branch: remainders are random.
+  uint64_t once(uint64_t x) const { return x - (d_ & (uint64_t{x < d_} - 1)); }
+
+  uint64_t d_, m_, shift_;
+};
+
 // One level of the tile hash; p = 1 means unused.
 struct Hash {
   int64_t p, a, b, q, g;
+  Divisor mod_p;
 };
 
 struct Mapping {
@@ -34,33 +73,96 @@ struct Mapping {
   int64_t sign_seed, sign_skip, n_dims;
   int64_t shape[kMaxDims];
   int64_t numel;
+  Divisor mod_range;
 };
 
 // ---- Arithmetic of mapping.md section 3: wrap-around, floored mod ----
-
-inline int64_t floored_mod(uint64_t bits, int64_t p) {
-  const int64_t rest = static_cast<int64_t>(bits) % p;
-  return rest < 0 ? rest + p : rest;
-}
 
 // Unsigned, because signed overflow is undefined in C++.
 inline int64_t hash_tile(const Hash& h, int64_t i, int64_t j) {
   const uint64_t ui = static_cast<uint64_t>(i), uj = static_cast<uint64_t>(j);
   const uint64_t mixed = static_cast<uint64_t>(h.a) * ui + static_cast<uint64_t>(h.b) * uj +
                          static_cast<uint64_t>(h.q) * uj * uj + static_cast<uint64_t>(h.g);
-  return floored_mod(mixed, h.p);
+  return h.mod_p.floored_mod(mixed);
 }
 
 // First array slot of tile (i, j), in [0, n_memory).
 inline int64_t tile_start(const Mapping& m, int64_t i, int64_t j) {
   int64_t h = hash_tile(m.hash1, i, j);
   if (m.hash2.p > 1) h = h * m.hash1.p + hash_tile(m.hash2, i, j);  // less than 2^62 + 2^31
-  return h % m.range * m.align;
+  return static_cast<int64_t>(m.mod_range.mod(static_cast<uint64_t>(h))) * m.align;
 }
 
 // Section 4, tile signs: true for -1.
 inline bool tile_negative(const Mapping& m, int64_t i, int64_t j) {
   return m.sign == kTileSign && hash_tile(m.sign_hash, i, j) % 2 == 1;
+}
+
+// ---- Many tiles of one column, for maps of one hash level ----
+
+// One hash along a column j: (a * i + c) mod p, in plain numbers for any instruction set.
+struct ColumnHash {
+  uint64_t a, c, p, inverse, shift;
+};
+
+inline ColumnHash column_hash(const Hash& h, int64_t j) {
+  const uint64_t uj = static_cast<uint64_t>(j), p = static_cast<uint64_t>(h.p);
+  const uint64_t rest = static_cast<uint64_t>(h.b) * uj + static_cast<uint64_t>(h.q) * uj * uj;
+  // Turning the top bit adds 2^63, here once for all: the signed number as an unsigned one.
+  const uint64_t top = uint64_t{1} << 63;
+  return ColumnHash{static_cast<uint64_t>(h.a), (rest + static_cast<uint64_t>(h.g)) ^ top, p,
+                    ~uint64_t{0} / p, p - top % p};
+}
+
+struct Column {
+  ColumnHash start, sign;
+  uint64_t range, inverse_range, align, has_sign;
+};
+
+inline Column tile_column(const Mapping& m, int64_t j) {
+  const uint64_t range = static_cast<uint64_t>(m.range);
+  return Column{column_hash(m.hash1, j), column_hash(m.sign_hash, j),    range,
+                kMaxWord / range,        static_cast<uint64_t>(m.align), m.sign == kTileSign};
+}
+
+// Whether tile_column describes the map: every number below 2^31 after the first remainder.
+inline bool has_columns(const Mapping& m) { return m.element == kHashed && m.hash2.p == 1; }
+
+// The next functions are compiled for several instruction sets, so none may be shared; products are
+// of 32 bits, which all of them have for vectors.
+#define ROAST_LANE static inline __attribute__((always_inline))
+
+ROAST_LANE uint64_t low_word(uint64_t x) { return x & 0xffffffffu; }
+
+ROAST_LANE uint64_t high_product(uint64_t x, uint64_t y) {
+  const uint64_t x0 = low_word(x), x1 = x >> 32, y0 = low_word(y), y1 = y >> 32;
+  const uint64_t middle = x1 * y0 + (x0 * y0 >> 32);
+  return x1 * y1 + (middle >> 32) + ((x0 * y1 + low_word(middle)) >> 32);
+}
+
+ROAST_LANE uint64_t less_once(uint64_t x, uint64_t d) { return x < d ? x : x - d; }
+
+// hash_tile of tile row i. The estimated quotients are right or 1 too small, as in Divisor; a rest
+// of less than 2 p <= 2^32 needs no more than the low words.
+ROAST_LANE uint64_t hash_row(const ColumnHash& h, uint64_t i) {
+  const uint64_t x = h.a * i + h.c;
+#if defined(__x86_64__) || defined(__aarch64__)
+  const uint64_t quotient = high_product(x, h.inverse);
+#else
+  // There, compilers see a product of 128 bits in it, which is a call of a library.
+  const uint64_t quotient = x / h.p;
+#endif
+  const uint64_t rest = less_once(low_word(x - low_word(quotient) * h.p), h.p);
+  return less_once(rest + h.shift, h.p);
+}
+
+// The start of tile row i, with its sign in the top bit.
+ROAST_LANE uint32_t start_of_row(const Column& column, uint64_t i) {
+  const uint64_t h = hash_row(column.start, i);
+  const uint64_t quotient = h * column.inverse_range >> 32;
+  const uint64_t start = less_once(h - quotient * column.range, column.range) * column.align;
+  const uint64_t negative = hash_row(column.sign, i) & column.has_sign;
+  return static_cast<uint32_t>(start | negative << 31);
 }
 
 // ---- MT19937 (Matsumoto, Nishimura 1998), as raw 32-bit outputs ----
@@ -132,7 +234,7 @@ inline bool unused(const Hash& h) {
   return h.p == 1 && h.a == 0 && h.b == 0 && h.q == 0 && h.g == 0;
 }
 
-inline Hash read_hash(const int64_t* f) { return Hash{f[0], f[1], f[2], f[3], f[4]}; }
+inline Hash read_hash(const int64_t* f) { return Hash{f[0], f[1], f[2], f[3], f[4], Divisor(1)}; }
 
 inline void read_fields(const int64_t* f, Mapping* m) {
   m->element = f[1];
@@ -300,6 +402,10 @@ inline bool parse_mapping(const int64_t* fields, size_t n, Mapping* m, Text& why
     why << "sign_hash belongs to tile signs, and tile signs need it";
     return false;
   }
+  m->hash1.mod_p = Divisor(m->hash1.p);
+  m->hash2.mod_p = Divisor(m->hash2.p);
+  m->sign_hash.mod_p = Divisor(m->sign_hash.p);
+  m->mod_range = Divisor(m->range);
   return true;
 }
 

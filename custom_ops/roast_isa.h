@@ -1,0 +1,104 @@
+// What one instruction set offers, and which are there. Every instruction set fills the same table.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace roast {
+
+// Outputs are computed in groups of this many.
+constexpr int kGroup = 16;
+constexpr int kMaxGroups = 8;
+// Outputs at a time where a tile's inputs are contiguous.
+constexpr int kDotOutputs = 4;
+// The sign of a tile, on top of its start, which is less than 2^30.
+constexpr uint32_t kNegative = 0x80000000u;
+
+// A piece of a tile: `rows` x `cols` at `in`, whose rows lie `in_stride` apart.
+template <class T>
+struct Piece {
+  const T* in;
+  int64_t in_stride, rows, cols;
+};
+
+// Inputs `first` to first + rows - 1, counted from the first of the pass, in up to kMaxGroups tiles
+// side by side: where each tile's part starts in the array, and its sign in the top bit.
+struct Segment {
+  int32_t first, rows;
+  uint32_t packed[kMaxGroups];
+};
+
+// y[rows, groups * 16], first `cols` columns: starts (`first`) or goes on with sums over the
+// segments' inputs, and finishes them (`last`) as y * scale + bias.
+template <class T>
+struct PanelJob {
+  const T* memory;
+  int64_t stride;  // from one input to the next
+  // Group g is offset[g] into the part of tile[g].
+  int64_t offset[kMaxGroups], tile[kMaxGroups];
+  const Segment* segments;
+  int64_t n_segments;
+  const float* inputs;  // [input, row]
+  float* y;
+  int64_t y_stride, cols;
+  float scale;
+  const float* bias;  // may be null
+  bool first, last;
+};
+
+// `length` consecutive inputs of kDotOutputs outputs.
+template <class T>
+struct DotSegment {
+  const T* b[kDotOutputs];
+  uint32_t sign[kDotOutputs];
+  int64_t length;
+};
+
+template <class T>
+struct DotJob {
+  const DotSegment<T>* segments;
+  int64_t n_segments;
+  const float* x;
+  int64_t x_stride;
+  float* y;
+  int64_t y_stride, cols;
+  float scale;
+  const float* bias;
+  bool first, last;
+};
+
+template <class T>
+struct TypedOps {
+  // out[r, c] or out[c, r] = in[r, c] * factor.
+  void (*copy)(const Piece<T>&, float factor, float* out, int64_t out_stride);
+  void (*transpose)(const Piece<T>&, float factor, float* out, int64_t out_stride);
+  // out[n, across, length]: run (k, j) starts where packed[j * n + k] says, and is negated where
+  // its top bit is set.
+  void (*runs)(const T* memory, const uint32_t* packed, int64_t n, int64_t across, int64_t length,
+               float factor, float* out);
+  void (*panel)(const PanelJob<T>&, int rows, int groups);
+  void (*dot)(const DotJob<T>&, int rows);
+};
+
+struct Column;
+
+struct Isa {
+  const char* name;
+  // packed[n]: starts and signs of the column's tiles in rows ids[k] + origin.
+  void (*starts)(const Column&, const int64_t* ids, int64_t origin, int64_t n, uint32_t* packed);
+  // Largest block of rows; groups at a time if there are several blocks, and for 1, 2, 3, 4 and
+  // more rows if there is one.
+  int rows, groups;
+  int wide_groups[4];
+  int dot_rows;
+  bool loads_half;
+  TypedOps<float> f32;
+  TypedOps<uint16_t> f16;
+};
+
+extern const Isa kIsaPortable, kIsaAvx2, kIsaAvx512, kIsaNeon;
+
+// The instruction set that a new plan gets.
+const Isa& chosen_isa();
+
+}  // namespace roast

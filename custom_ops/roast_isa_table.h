@@ -1,0 +1,28 @@
+// Last include of a file that names an instruction set: its table.
+#pragma once
+
+#include "roast_linear_simd.h"
+#include "roast_tiles_simd.h"
+
+namespace roast {
+namespace {
+
+template <class T>
+constexpr TypedOps<T> typed_ops() {
+  return {copy_piece<T>, transpose_piece<T>, copy_runs<T>, any_panel<T>, any_dot<T>};
+}
+
+constexpr Isa isa_table(const char* name) {
+  return {name,
+          column_starts,
+          V::kRows,
+          V::kGroups,
+          {wide_groups(1), wide_groups(2), wide_groups(3), V::kGroups},
+          V::kDotRows,
+          V::kLoadsHalf,
+          typed_ops<float>(),
+          typed_ops<uint16_t>()};
+}
+
+}  // namespace
+}  // namespace roast

@@ -1,0 +1,164 @@
+// How a linear layer is cut: which kernel, panels of outputs, passes over inputs, blocks of rows,
+// parts for threads, and the working memory of all that.
+#pragma once
+
+#include "roast_gather.h"
+#include "roast_plan.h"
+
+namespace roast {
+
+// Inputs of one pass: a panel of this depth stays in the second cache level for all rows.
+constexpr int64_t kDepth = 2048;
+constexpr int64_t kGatherDepth = 256;
+// Tiles of a pass, in the direction of inputs.
+constexpr int64_t kMaxSegments = 256;
+// The rows that one pass goes over: their inputs stay in the second cache level for all panels.
+constexpr int64_t kChunkRows = 48;
+// Rows up to which a panel is better read as it lies than turned first.
+constexpr int64_t kMostDotRows = 16;
+// Multiplications that pay for handing a part to a thread.
+constexpr int64_t kPartWork = int64_t{1} << 18;
+constexpr int64_t kMaxParts = 32;
+constexpr int64_t kMaxScratch = int64_t{1} << 23;
+constexpr size_t kLine = 64;
+
+enum Mode {
+  kPanels,  // 16 and more contiguous outputs: read as they lie
+  kDots,    // 16 and more contiguous inputs: read as they lie
+  kGather   // anything: gathered into panels first
+};
+
+// How a layer is cut. Follows from plan, type and n alone.
+struct Layer {
+  const roast_plan* plan;
+  int64_t n, in, out;
+  Mode mode;
+  int64_t blocks;    // of rows
+  int64_t width;     // outputs of a panel
+  int64_t depth;     // inputs of a pass
+  int64_t lead;      // the first pass is this much shorter, so that passes cut no tile
+  int64_t segments;  // of a pass, at most
+  int64_t per_part;  // panels of a part
+  int64_t parts;
+  // x as the micro-kernels read it, [pass][block][input][row], and the rest for each part.
+  size_t packed_bytes, part_bytes;
+};
+
+constexpr size_t round_up(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+inline size_t list_bytes(const Layer& l) {
+  return round_up(static_cast<size_t>(l.segments) * sizeof(DotSegment<float>));
+}
+static_assert(sizeof(Segment) <= sizeof(DotSegment<float>), "one list or the other");
+
+inline Mode mode_of(const Layer& l, int type) {
+  const Mapping& m = l.plan->map;
+  const Isa& isa = *l.plan->isa;
+  const bool readable = type == ROAST_FLOAT32 || isa.loads_half;
+  const bool wraps = (m.range - 1) * m.align > m.n_memory - m.tile_r * m.tile_c;
+  if (draws(m) || m.rows != l.out || m.cols != l.in || !readable || wraps) return kGather;
+  if (m.transposed) {
+    // Converting float16 for every block again costs more than converting it once.
+    const bool once = type == ROAST_FLOAT32 || l.n <= isa.rows;
+    const bool panels = m.tile_c % kGroup == 0 && m.origin_c % kGroup == 0 && m.tile_r >= 4;
+    return panels && once ? kPanels : kGather;
+  }
+  return m.tile_c >= kGroup && l.n <= kMostDotRows ? kDots : kGather;
+}
+
+// Passes of equal depth that start where a tile starts.
+inline void cut_inputs(Layer* l) {
+  const Mapping& m = l->plan->map;
+  if (l->mode == kGather) {
+    // A generator walks whole rows.
+    l->depth = draws(m) ? l->in : min64(l->in, kGatherDepth);
+    return;
+  }
+  const int64_t tile = l->mode == kDots ? m.tile_c : m.tile_r;
+  const int64_t origin = l->mode == kDots ? m.origin_c : m.origin_r;
+  const bool once = l->mode == kDots || l->blocks == 1;
+  const int64_t most = once ? kMaxSegments * min64(tile, kDepth) : kDepth;
+  if (tile >= most) {
+    l->depth = most;
+    l->segments = 2;
+    return;
+  }
+  l->lead = origin % tile;
+  const int64_t all = l->lead + l->in;
+  const int64_t passes = ceil_div(all, min64(most, kMaxSegments * tile) / tile * tile);
+  l->segments = ceil_div(ceil_div(all, passes), tile);
+  l->depth = l->segments * tile;
+}
+
+inline void cut_outputs(Layer* l) {
+  const int64_t panels = ceil_div(l->out, l->width);
+  // In floating point: the product of the three may not fit 64 bits.
+  const double work = static_cast<double>(l->n * l->in) * static_cast<double>(l->out);
+  const int64_t by_work =
+      work > kPartWork * kMaxParts ? kMaxParts : static_cast<int64_t>(work) / kPartWork;
+  const int64_t by_scratch = max64(kMaxScratch / static_cast<int64_t>(l->part_bytes), 4);
+  const int64_t most = max64(min64(by_scratch, by_work), 1);
+  l->per_part = ceil_div(panels, most);
+  l->parts = ceil_div(panels, l->per_part);
+}
+
+inline Layer cut_layer(const roast_plan* p, int type, size_t n) {
+  const Mapping& m = p->map;
+  const Isa& isa = *p->isa;
+  Layer l{};
+  l.plan = p;
+  l.n = static_cast<int64_t>(n);
+  l.out = m.shape[0];
+  l.in = m.numel / l.out;
+  if (l.n == 0) return l;
+  l.mode = mode_of(l, type);
+  const int64_t block = l.mode == kDots ? isa.dot_rows : isa.rows;
+  l.blocks = ceil_div(l.n, block);
+  const bool wide = l.mode == kPanels && l.blocks == 1;
+  l.width = kGroup * (wide ? isa.wide_groups[min64(l.n, 4) - 1] : isa.groups);
+  if (l.mode == kDots) l.width = kDotOutputs;
+  cut_inputs(&l);
+  const bool packs = l.mode != kDots && l.n > 1;
+  l.packed_bytes = packs ? round_up(static_cast<size_t>(l.n * l.in) * sizeof(float)) : 0;
+  const size_t panel = round_up(static_cast<size_t>(l.width * l.depth) * sizeof(float));
+  l.part_bytes = list_bytes(l) + (l.mode == kGather ? 2 * panel : 0);
+  cut_outputs(&l);
+  return l;
+}
+
+struct Block {
+  int64_t first, rows;
+};
+
+// Blocks differ by one row at most: a block of few rows is a slow one.
+inline Block block_of(const Layer& l, int64_t k) {
+  const int64_t rows = l.n / l.blocks, more = l.n % l.blocks;
+  return Block{k * rows + min64(k, more), rows + (k < more ? 1 : 0)};
+}
+
+// Outputs of the panel at `first`. There are micro-kernels for powers of two only.
+inline int64_t width_at(const Layer& l, int64_t first) {
+  int64_t width = l.width;
+  while (width > kGroup && width > (l.out - first + kGroup - 1) / kGroup * kGroup) width /= 2;
+  return width;
+}
+
+inline int64_t end_of_pass(const Layer& l, int64_t k) {
+  return min64(k == 0 ? l.depth - l.lead : k + l.depth, l.in);
+}
+
+// The working memory of a part.
+struct Scratch {
+  Segment* segments;
+  float* panel;
+  float* rows;
+};
+
+inline Scratch scratch_of(const Layer& l, void* scratch, size_t part) {
+  char* bytes = static_cast<char*>(scratch) + l.packed_bytes + part * l.part_bytes;
+  const size_t panel = round_up(static_cast<size_t>(l.width * l.depth) * sizeof(float));
+  float* floats = reinterpret_cast<float*>(bytes + list_bytes(l));
+  return Scratch{reinterpret_cast<Segment*>(bytes), floats, floats + panel / sizeof(float)};
+}
+
+}  // namespace roast

@@ -1,0 +1,310 @@
+// RoastLinear: feeds the panels of a layer to the micro-kernels of one instruction set, straight
+// from the array where tiles allow it, else from a gathered piece of the weight.
+#include "roast_gather.h"
+#include "roast_kernel.h"
+#include "roast_layer.h"
+#include "roast_plan.h"
+
+using roast::Block;
+using roast::block_of;
+using roast::ceil_div;
+using roast::cut_layer;
+using roast::DotJob;
+using roast::DotSegment;
+using roast::end_of_pass;
+using roast::kChunkRows;
+using roast::kDotOutputs;
+using roast::kDots;
+using roast::kGather;
+using roast::kGroup;
+using roast::kMaxGroups;
+using roast::kNegative;
+using roast::Layer;
+using roast::Mapping;
+using roast::min64;
+using roast::ops_of;
+using roast::packed_start;
+using roast::PanelJob;
+using roast::Rect;
+using roast::Scratch;
+using roast::scratch_of;
+using roast::Segment;
+using roast::width_at;
+
+namespace {
+
+// ---- Pieces of tiles as they lie in the array ----
+
+// Where the groups of a panel are: in which tile columns, and where in them.
+struct Columns {
+  int64_t groups, tiles, j[kMaxGroups];
+  int64_t offset[kMaxGroups], tile[kMaxGroups];
+};
+
+Columns columns_of(const Layer& l, int64_t first) {
+  const Mapping& m = l.plan->map;
+  Columns columns;
+  columns.groups = width_at(l, first) / kGroup;
+  columns.tiles = 0;
+  for (int64_t g = 0; g < columns.groups; ++g) {
+    const int64_t c = first + g * kGroup + m.origin_c, j = c / m.tile_c;
+    if (g == 0 || columns.j[columns.tiles - 1] != j) columns.j[columns.tiles++] = j;
+    columns.offset[g] = c % m.tile_c;
+    columns.tile[g] = columns.tiles - 1;
+  }
+  return columns;
+}
+
+// Inputs [begin, end) of a panel, one segment for each row of tiles. Returns how many there are.
+// Where there is one column, its negative tiles come last: the micro-kernel turns its sums once.
+int64_t list_segments(const Layer& l, const Columns& columns, int64_t begin, int64_t end,
+                      Segment* segments) {
+  const roast_plan& p = *l.plan;
+  const Mapping& m = p.map;
+  const int64_t first_i = (begin + m.origin_r) / m.tile_r;
+  const int64_t n = (end - 1 + m.origin_r) / m.tile_r - first_i + 1;
+  int64_t low = 0, high = n, inner = begin + m.origin_r - first_i * m.tile_r;
+  for (int64_t i = first_i, k = begin; k < end; ++i, inner = 0) {
+    const uint32_t skipped = static_cast<uint32_t>(inner * m.tile_c);
+    const uint32_t packed = packed_start(p, i, columns.j[0]) + skipped;
+    // Without a branch: signs are random.
+    const int64_t negative = columns.tiles == 1 ? packed >> 31 : 0;
+    high -= negative;
+    Segment* segment = segments + (negative != 0 ? high : low);
+    low += 1 - negative;
+    segment->packed[0] = packed;
+    for (int64_t t = 1; t < columns.tiles; ++t) {
+      segment->packed[t] = packed_start(p, i, columns.j[t]) + skipped;
+    }
+    const int64_t rows = min64(m.tile_r - inner, end - k);
+    segment->first = static_cast<int32_t>(k - begin);
+    segment->rows = static_cast<int32_t>(rows);
+    k += rows;
+  }
+  return n;
+}
+
+// ---- Any map: a panel of the weight itself, [inputs, outputs] ----
+
+template <class T>
+void gather_panel(const Layer& l, const roast_plan& p, const T* memory, int64_t first,
+                  int64_t begin, int64_t end, const Scratch& scratch) {
+  const Mapping& m = p.map;
+  const int64_t cols = min64(l.width, l.out - first), depth = end - begin;
+  if (!roast::draws(m) && m.rows == l.out && m.cols == l.in) {
+    const Rect rect{first, first + cols, begin, end};
+    return roast::gather_rect(p, memory, rect, m.transposed == 0, scratch.panel, l.width);
+  }
+  if (depth == l.in) {
+    roast::gather_span(p, memory, first * l.in, cols * l.in, scratch.rows);
+  } else {
+    for (int64_t o = 0; o < cols; ++o) {
+      roast::gather_span(p, memory, (first + o) * l.in + begin, depth, scratch.rows + o * depth);
+    }
+  }
+  const roast::Piece<float> piece{scratch.rows, depth, cols, depth};
+  p.isa->f32.transpose(piece, 1.0f, scratch.panel, l.width);
+}
+
+// ---- Parts ----
+
+struct Call {
+  const float* x;
+  const float* bias;
+  float* y;
+  void* scratch;
+};
+
+// Row blocks [block, last_block) of one panel and one pass.
+struct Run {
+  int64_t first, begin, end, block, last_block;
+};
+
+// Whatever is the same for all row blocks stands in `job` already.
+template <class T>
+void run_blocks(const Layer& l, const Call& call, const Run& run, PanelJob<T>* job) {
+  const float* packed = l.packed_bytes > 0 ? static_cast<const float*>(call.scratch) : call.x;
+  const int64_t width = width_at(l, run.first);
+  job->y_stride = l.out;
+  job->cols = min64(width, l.out - run.first);
+  job->bias = call.bias != nullptr ? call.bias + run.first : nullptr;
+  job->first = run.begin == 0;
+  job->last = run.end == l.in;
+  for (int64_t block = run.block; block < run.last_block; ++block) {
+    const Block rows = block_of(l, block);
+    job->inputs = packed + run.begin * l.n + rows.first * (run.end - run.begin);
+    job->y = call.y + rows.first * l.out + run.first;
+    ops_of<T>(*l.plan).panel(*job, static_cast<int>(rows.rows), static_cast<int>(width / kGroup));
+  }
+}
+
+// From a panel of the weight in `scratch`.
+template <class T>
+void run_gathered(const Layer& l, const T* memory, const Call& call, const Run& run,
+                  const Scratch& scratch) {
+  gather_panel(l, *l.plan, memory, run.first, run.begin, run.end, scratch);
+  Segment segment;
+  segment.first = 0;
+  segment.rows = static_cast<int32_t>(run.end - run.begin);
+  segment.packed[0] = 0;
+  PanelJob<float> job;
+  job.memory = scratch.panel;
+  job.stride = l.width;
+  for (int64_t g = 0; g < kMaxGroups; ++g) {
+    job.offset[g] = g * kGroup;
+    job.tile[g] = 0;
+  }
+  job.segments = &segment;
+  job.n_segments = 1;
+  job.scale = 1.0f;
+  run_blocks(l, call, run, &job);
+}
+
+// Straight from the array.
+template <class T>
+void run_in_place(const Layer& l, const T* memory, const Call& call, const Run& run,
+                  const Scratch& scratch) {
+  const Columns columns = columns_of(l, run.first);
+  PanelJob<T> job;
+  job.memory = memory;
+  job.stride = l.plan->map.tile_c;
+  for (int64_t g = 0; g < columns.groups; ++g) {
+    job.offset[g] = columns.offset[g];
+    job.tile[g] = columns.tile[g];
+  }
+  job.segments = scratch.segments;
+  job.n_segments = list_segments(l, columns, run.begin, run.end, scratch.segments);
+  job.scale = l.plan->scale;
+  run_blocks(l, call, run, &job);
+}
+
+template <class T>
+void run_panels(const Layer& l, const T* memory, const Call& call, int64_t part) {
+  const Scratch scratch = scratch_of(l, call.scratch, static_cast<size_t>(part));
+  const int64_t first = part * l.per_part * l.width;
+  const int64_t last = min64(first + l.per_part * l.width, l.out);
+  // A gathered panel costs too much to be gathered again for every chunk.
+  const int64_t chunks = l.mode == kGather ? 1 : ceil_div(l.n, kChunkRows);
+  const int64_t per_chunk = ceil_div(l.blocks, chunks);
+  for (int64_t block = 0; block < l.blocks; block += per_chunk) {
+    Run run{first, 0, 0, block, min64(block + per_chunk, l.blocks)};
+    for (; run.begin < l.in; run.begin = run.end) {
+      run.end = end_of_pass(l, run.begin);
+      for (run.first = first; run.first < last; run.first += width_at(l, run.first)) {
+        if (l.mode == kGather) {
+          run_gathered(l, memory, call, run, scratch);
+        } else {
+          run_in_place(l, memory, call, run, scratch);
+        }
+      }
+    }
+  }
+}
+
+// Inputs [begin, end) of kDotOutputs outputs, the last one again where there are fewer.
+template <class T>
+int64_t list_dots(const Layer& l, const T* memory, int64_t first, int64_t begin, int64_t end,
+                  DotSegment<T>* segments) {
+  const Mapping& m = l.plan->map;
+  DotSegment<T>* segment = segments;
+  int64_t i[kDotOutputs], row[kDotOutputs];
+  for (int64_t o = 0; o < kDotOutputs; ++o) {
+    const int64_t r = min64(first + o, l.out - 1) + m.origin_r;
+    i[o] = r / m.tile_r;
+    row[o] = r % m.tile_r * m.tile_c;
+  }
+  int64_t j = (begin + m.origin_c) / m.tile_c, inner = (begin + m.origin_c) % m.tile_c;
+  for (int64_t k = begin; k < end; ++segment, ++j, inner = 0) {
+    for (int64_t o = 0; o < kDotOutputs; ++o) {
+      const uint32_t packed = packed_start(*l.plan, i[o], j);
+      segment->sign[o] = packed & kNegative;
+      segment->b[o] = memory + (packed & ~kNegative) + row[o] + inner;
+    }
+    segment->length = min64(m.tile_c - inner, end - k);
+    k += segment->length;
+  }
+  return segment - segments;
+}
+
+template <class T>
+void run_dots(const Layer& l, const T* memory, const Call& call, int64_t part) {
+  const Scratch scratch = scratch_of(l, call.scratch, static_cast<size_t>(part));
+  auto* const segments = reinterpret_cast<DotSegment<T>*>(scratch.segments);
+  const int64_t panel_end = min64((part + 1) * l.per_part * l.width, l.out);
+  for (int64_t first = part * l.per_part * l.width; first < panel_end; first += l.width) {
+    for (int64_t k = 0; k < l.in;) {
+      const int64_t end = end_of_pass(l, k);
+      DotJob<T> job;
+      job.segments = segments;
+      job.n_segments = list_dots(l, memory, first, k, end, segments);
+      job.x_stride = l.in;
+      job.y_stride = l.out;
+      job.cols = min64(l.width, l.out - first);
+      job.scale = l.plan->scale;
+      job.bias = call.bias != nullptr ? call.bias + first : nullptr;
+      job.first = k == 0;
+      job.last = end == l.in;
+      for (int64_t block = 0; block < l.blocks; ++block) {
+        const Block rows = block_of(l, block);
+        job.x = call.x + rows.first * l.in + k;
+        job.y = call.y + rows.first * l.out + first;
+        ops_of<T>(*l.plan).dot(job, static_cast<int>(rows.rows));
+      }
+      k = end;
+    }
+  }
+}
+
+template <class T>
+void run_part(const Layer& l, const T* memory, const Call& call, int64_t part) {
+  if (l.mode == kDots) {
+    run_dots(l, memory, call, part);
+  } else {
+    run_panels(l, memory, call, part);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+size_t roast_linear_scratch_bytes(const roast_plan* plan, int type, size_t n) {
+  const Layer l = cut_layer(plan, type, n);
+  return l.packed_bytes + static_cast<size_t>(l.parts) * l.part_bytes;
+}
+
+size_t roast_linear_pack_parts(const roast_plan* plan, int type, size_t n) {
+  const Layer l = cut_layer(plan, type, n);
+  return l.packed_bytes > 0 ? static_cast<size_t>(l.blocks) : 0;
+}
+
+size_t roast_linear_parts(const roast_plan* plan, int type, size_t n) {
+  return static_cast<size_t>(cut_layer(plan, type, n).parts);
+}
+
+void roast_linear_pack_part(const roast_plan* plan, int type, const float* x, size_t n,
+                            void* scratch, size_t part) {
+  const Layer l = cut_layer(plan, type, n);
+  const Block rows = block_of(l, static_cast<int64_t>(part));
+  float* packed = static_cast<float*>(scratch);
+  for (int64_t k = 0; k < l.in;) {
+    const int64_t end = end_of_pass(l, k), depth = end - k;
+    const roast::Piece<float> piece{x + rows.first * l.in + k, l.in, rows.rows, depth};
+    plan->isa->f32.transpose(piece, 1.0f, packed + k * l.n + rows.first * depth, rows.rows);
+    k = end;
+  }
+}
+
+void roast_linear_part(const roast_plan* plan, const void* memory, int type, const float* x,
+                       size_t n, const float* bias, void* scratch, size_t part, float* y) {
+  const Layer l = cut_layer(plan, type, n);
+  const Call call{x, bias, y, scratch};
+  const int64_t k = static_cast<int64_t>(part);
+  if (type == ROAST_FLOAT16) {
+    run_part(l, static_cast<const uint16_t*>(memory), call, k);
+  } else {
+    run_part(l, static_cast<const float*>(memory), call, k);
+  }
+}
+
+}  // extern "C"
