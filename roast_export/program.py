@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from roast_export.errors import ExportError, InputError
+from roast_export.errors import ExportError, InputError, MappingError
 from roast_export.mapping import Mapping
 
 Inputs = tuple[Any, ...] | Lookup[str, Any]
@@ -127,12 +127,17 @@ def layers_of(program: ExportedProgram) -> list[VirtualLayer]:
                 f"the array of {_layer_name(node, kind)} is computed inside the model; make it a "
                 "parameter or a buffer"
             )
+        name = _layer_name(node, kind)
+        try:
+            mapping = Mapping.from_list([int(x) for x in node.args[-2]])
+        except MappingError as error:
+            raise MappingError(f"{name}: {error}") from error
         found.append(
             VirtualLayer(
-                name=_layer_name(node, kind),
+                name=name,
                 node=node.name,
                 kind=kind,
-                mapping=Mapping.from_list([int(x) for x in node.args[-2]]),
+                mapping=mapping,
                 scale=float(node.args[-1]),
                 memory=program.state_dict[array].detach(),
                 array=array,

@@ -15,8 +15,9 @@ from torch import nn
 
 import roast_export
 from roast_export import families, onnx_ops, to_onnx
-from roast_export.errors import ExportError, InputError, VerificationError
+from roast_export.errors import ExportError, InputError, MappingError, VerificationError
 from roast_export.modules import RoastLinear, VirtualWeight
+from roast_export.program import layers_of, trace
 
 
 def compressed(kind=Small, ratio=8, **options):
@@ -313,6 +314,17 @@ def test_full_disk(tmp_path):
     assert done.stdout.startswith("ExportError cannot write"), done.stdout + done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["s.onnx"]
     assert (tmp_path / "s.onnx").read_bytes() == b"precious"
+
+
+def test_a_tile_larger_than_the_array_names_the_layer(small):
+    program = trace(small, small_inputs())
+    node = next(n for n in program.graph.nodes if "gather" in str(n.target))
+    fields = list(node.args[1])
+    fields[7], fields[8] = 64, 64
+    node.args = (node.args[0], fields, node.args[2])
+    wanted = r"first\.weight: tile 64x64 needs 4096 slots, the array has 1280; use a smaller tile"
+    with pytest.raises(MappingError, match=wanted):
+        layers_of(program)
 
 
 def test_training_mode_is_given_back(tmp_path):
