@@ -29,7 +29,7 @@ TILES_PER_ARRAY = 4
 """A tile is at most a quarter of the array, so that tiles have different places to start."""
 
 ROUNDS = 3
-"""Alternating least squares over array and scales; the error changes by under 1% after the third."""
+"""Alternating least squares over array and scales; each round after the first lowers the error by 0.01 %."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,9 @@ def scale_gradients(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]
     """Divide each array slot's gradient by the sum of squared scales of the weights that read it.
 
     A slot that many weights share collects the sum of their gradients; this makes its step their
-    average, the condition for stable training in STABLE-RPS (Desai, Shrivastava, 2023,
-    arXiv:2310.11611, section 4). Remove the handles to undo.
+    average, after the gradient scaling of STABLE-RPS (Desai, Shrivastava, 2023, arXiv:2310.11611).
+    The factor is ours: with W = scale * memory, a step of 1 / sum(scale^2) moves the weights by the
+    scale-weighted mean of what plain descent would move them. Remove the handles to undo.
     """
     handles = []
     for memory, density in _densities(model):

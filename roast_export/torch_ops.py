@@ -11,11 +11,11 @@ from functools import lru_cache
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from roast_export.mapping import Element, Hash, Mapping, Sign
 
-_LIBRARY = torch.library.Library("roast", "DEF")
+_LIBRARY = library.Library("roast", "DEF")
 _LIBRARY.define("gather(Tensor memory, int[] mapping, float scale) -> Tensor")
 _LIBRARY.define("gather_backward(Tensor grad, int[] mapping, float scale) -> Tensor")
 _LIBRARY.define("embedding(Tensor memory, Tensor ids, int[] mapping, float scale) -> Tensor")
@@ -207,10 +207,10 @@ def _register() -> None:
         dim = _record(tuple(mapping)).shape[1]
         return memory.new_empty((*ids.shape, dim), dtype=_compute_dtype(memory.dtype))
 
-    torch.library.register_fake("roast::gather", fake_gather)
-    torch.library.register_fake("roast::gather_backward", fake_sums)
-    torch.library.register_fake("roast::embedding", fake_rows)
-    torch.library.register_fake("roast::embedding_backward", fake_sums)
+    library.register_fake("roast::gather", fake_gather)
+    library.register_fake("roast::gather_backward", fake_sums)
+    library.register_fake("roast::embedding", fake_rows)
+    library.register_fake("roast::embedding_backward", fake_sums)
 
     # Both operators are linear in the array, so each gradient's own gradient is the operator.
     def keep_gather(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -236,7 +236,7 @@ def _register() -> None:
         (ids,) = ctx.saved_tensors
         return torch.ops.roast.embedding(grad, ids, ctx.mapping, ctx.scale), None, None, None
 
-    register = torch.library.register_autograd
+    register = library.register_autograd
     register("roast::gather", gather_gradient, setup_context=keep_gather)
     register("roast::gather_backward", gather_second, setup_context=keep_gather)
     register("roast::embedding", embedding_gradient, setup_context=keep_lookup)

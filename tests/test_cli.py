@@ -290,6 +290,17 @@ def test_compress_of_a_state_dict_with_its_factory(files, here):
     assert (here / "c.pt").is_file()
 
 
+def test_compress_options_reach_the_array(files, here):
+    options = ["--trust", "--ratio", "10", "--min-params", "400"]
+    shown = [
+        run(cli.compress_command, files / "dense.pt", *options, *more).stdout
+        for more in ([], ["--init", "fresh"], ["--half"])
+    ]
+    assert "float16 slots" in shown[2]
+    assert "float16" not in shown[0] + shown[1]
+    assert shown[0] != shown[1], "a fresh array has other scales"
+
+
 def test_compress_without_inputs_shows_the_table_and_writes_nothing(files, here):
     result = run(cli.compress_command, files / "dense.pt", "--trust", "--ratio", "10", "--min-params", "400")
     assert result.exit_code == 0, result.output

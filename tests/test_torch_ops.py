@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mappings import drawn, hashed, pattern
+from torch import library
 from vectors.make_vectors import GOLDEN, memory_of, sha256
 
 from roast_export import families, torch_ops
@@ -181,10 +182,10 @@ def test_dispatcher_rules_hold(mapping, dtype):
     fields, ids = mapping.to_list(), torch.tensor([[0, 3], [3, 1]])
     grad = array(mapping.numel, torch.float32).view(mapping.shape)
     memory = array(mapping.n_memory, dtype)
-    torch.library.opcheck(torch.ops.roast.gather.default, (memory, fields, 0.5))
-    torch.library.opcheck(torch.ops.roast.embedding.default, (memory, ids, fields, 0.5))
-    torch.library.opcheck(torch.ops.roast.gather_backward.default, (grad, fields, 0.5))
-    torch.library.opcheck(torch.ops.roast.embedding_backward.default, (grad[ids], ids, fields, 0.5))
+    library.opcheck(torch.ops.roast.gather.default, (memory, fields, 0.5))
+    library.opcheck(torch.ops.roast.embedding.default, (memory, ids, fields, 0.5))
+    library.opcheck(torch.ops.roast.gather_backward.default, (grad, fields, 0.5))
+    library.opcheck(torch.ops.roast.embedding_backward.default, (grad[ids], ids, fields, 0.5))
 
 
 def test_a_graph_holds_the_record_and_no_weight():
