@@ -164,6 +164,10 @@ class Mapping:
         raw = mt19937_stream(self.sign_seed, self.sign_skip + self.numel)[self.sign_skip :]
         return (2 * (raw % 2).astype(np.int8) - 1).reshape(self.shape)
 
+    def packed_signs(self) -> NDArray[np.uint8]:
+        """The signs as bits, uint8[ceil(numel / 8)]: bit e mod 8 of byte e div 8 is 1 where e is positive."""
+        return np.packbits(self.signs().reshape(-1) > 0, bitorder="little")
+
     def weight(self, memory: NDArray[np.floating], scale: float = 1.0) -> NDArray[np.float32]:
         """The virtual weight: float32[shape] = scale * sign * memory[index]. Section 1.
 

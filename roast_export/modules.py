@@ -49,6 +49,10 @@ class VirtualWeight(nn.Module):
         """Rows of a two-dimensional weight: float32[ids.shape..., dim]. Nothing else is expanded."""
         return torch_ops.embedding(self.memory, ids, self.fields, self.scale)
 
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x @ W^T + bias: float32[..., in] to float32[..., out]. The weight is not expanded."""
+        return torch_ops.linear(x, self.memory, bias, self.fields, self.scale)
+
     def get_extra_state(self) -> dict[str, Any]:
         return {"mapping": self.fields, "scale": self.scale}
 
@@ -123,6 +127,9 @@ class RoastLinear(_Virtual, nn.Linear):
     def __init__(self, weight: VirtualWeight, bias: bool = True) -> None:
         out_features, in_features = weight.mapping.shape
         _initialise(self, nn.Linear, {"weight": weight}, in_features, out_features, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name, which users pass
+        return self.virtual["weight"].linear(input, self.bias)
 
 
 class RoastConv1d(_Virtual, nn.Conv1d):

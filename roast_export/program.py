@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from roast_export.errors import ExportError, InputError, MappingError
+from roast_export.fuse_program import fuse_program
 from roast_export.mapping import Mapping
 
 Inputs = tuple[Any, ...] | Lookup[str, Any]
@@ -26,6 +27,7 @@ Inputs = tuple[Any, ...] | Lookup[str, Any]
 ROAST_TARGETS = {
     torch.ops.roast.gather.default: "gather",
     torch.ops.roast.embedding.default: "embedding",
+    torch.ops.roast.linear.default: "linear",
 }
 
 
@@ -36,6 +38,7 @@ class LoadedProgram(nn.Module):
         super().__init__()
         # Guards are Python source in the archive; shapes are checked by running the model.
         program._guards_code = []
+        fuse_program(program)
         self.program = program
         self.graph = program.module(check_guards=False)
 
@@ -60,7 +63,7 @@ class VirtualLayer:
     node: str
     """Name of the graph node, which is also the name of its ONNX value."""
     kind: str
-    """"gather" or "embedding"."""
+    """"gather", "embedding" or "linear"."""
     mapping: Mapping
     scale: float
     memory: Tensor
@@ -103,7 +106,9 @@ def trace(
     args, kwargs = split(inputs)
     try:
         with quiet(), torch.no_grad():
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+        fuse_program(program)
+        return program
     except (
         torch._dynamo.exc.UserError,
         torch.fx.experimental.symbolic_shapes.ConstraintViolationError,
@@ -121,7 +126,7 @@ def layers_of(program: ExportedProgram) -> list[VirtualLayer]:
         kind = ROAST_TARGETS.get(node.target)
         if kind is None:
             continue
-        array = parameters.get(getattr(node.args[0], "name", ""))
+        array = parameters.get(getattr(node.args[kind == "linear"], "name", ""))
         if array is None:
             raise ExportError(
                 f"the array of {_layer_name(node, kind)} is computed inside the model; make it a "
@@ -253,7 +258,7 @@ def _argument_names(program: ExportedProgram) -> list[str]:
 def _layer_name(node: torch.fx.Node, kind: str) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]) if stack else node.name
-    if kind == "embedding":
+    if kind != "gather" and "virtual" not in path.split("."):
         return f"{path}.weight" if path else "weight"
     return path.replace(".virtual.", ".").removeprefix("virtual.")
 

@@ -9,12 +9,11 @@ Cases for one virtual weight:
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Lookup
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from torch.export import ExportedProgram
 from roast_export import onnx_ops
 from roast_export.errors import ExportError, InputError
 from roast_export.fuse import fuse_linear
-from roast_export.mapping import VERSION, Element, Mapping
+from roast_export.mapping import VERSION, Element, Mapping, Sign
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
 
 DEFAULT_OPSET = 20
@@ -69,11 +68,11 @@ def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
         InputError: a dimension named in dim_names is not dynamic.
     """
     onnx_ops.register_schemas()
-    layers = {layer.node: layer for layer in layers_of(program)}
+    layers = layers_of(program)
     model = _translate(program, options)
     _name_outputs(model, program)
     _name_nodes(model, layers)
-    _name_arrays(model, list(layers.values()))
+    _name_arrays(model, layers)
     fuse_linear(model)
     _settle_dimensions(model, program, options.dim_names)
     _strip(model)
@@ -133,9 +132,20 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
         ids = standard.Cast(ids, to=int(ir.DataType.INT64)) if ids.dtype != ir.DataType.INT64 else ids
         return roast.RoastEmbedding(memory, ids, **onnx_ops.attributes(record, scale, "RoastEmbedding"))
 
+    def linear(x: Any, memory: Any, bias: Any, mapping: Sequence[int], scale: float) -> Any:
+        record = Mapping.from_list([int(x) for x in mapping])
+        if options.materialized or onnx_ops.needs_stream(record):
+            product = standard.MatMul(x, standard.Transpose(gather(memory, mapping, scale), perm=[1, 0]))
+            return product if bias is None else standard.Add(product, bias)
+        if bias is None:
+            return roast.RoastLinear(x, memory, **onnx_ops.attributes(record, scale, "RoastLinear"))
+        attributes = onnx_ops.attributes(record, scale, "RoastLinearBias")
+        return roast.RoastLinearBias(x, memory, bias, **attributes)
+
     table: dict[Callable[..., Any], Callable[..., Any]] = {
         torch.ops.roast.gather.default: gather,
         torch.ops.roast.embedding.default: embedding,
+        torch.ops.roast.linear.default: linear,
     }
     try:
         with quiet(), torch.no_grad():
@@ -173,8 +183,7 @@ def _operator(mapping: Mapping, options: OnnxOptions) -> str:
 
 
 def _packed(mapping: Mapping) -> onnx.TensorProto:
-    bits = np.packbits(mapping.signs().flatten() > 0, bitorder="little")
-    return onnx.numpy_helper.from_array(bits)
+    return onnx.numpy_helper.from_array(mapping.packed_signs())
 
 
 def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
@@ -182,16 +191,30 @@ def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
         value.name = name
 
 
-def _name_nodes(model: ir.Model, layers: dict[str, VirtualLayer]) -> None:
+def _name_nodes(model: ir.Model, layers: list[VirtualLayer]) -> None:
     """Roast nodes take the dotted name of their weight; a second use of it gets #2, and so on."""
+    names: dict[object, list[str]] = {}
+    for layer in layers:
+        for key in (_weight_key(layer.array, layer.mapping, layer.scale), layer.mapping.shape):
+            names.setdefault(key, []).append(layer.name)
     uses: dict[str, int] = {}
     for node in model.graph:
         if node.domain == onnx_ops.DOMAIN:
-            # The exporter notes the modules and, last, the traced node that an ONNX node comes from.
-            scopes = ast.literal_eval(node.metadata_props["pkg.torch.onnx.name_scopes"])
-            name = layers[scopes[-1]].name
+            proto = ir.to_proto(node)
+            array, (mapping, scale) = onnx_ops.array_of(proto), onnx_ops.mapping_of(proto)
+            # What fits no layer takes the name of one of its shape: the proof will say what is wrong.
+            known = names.get(_weight_key(array, mapping, scale)) or names[mapping.shape]
+            # A tied weight goes by the name of each use; the exporter may have merged some uses.
+            name = known.pop(0) if len(known) > 1 else known[0]
             uses[name] = uses.get(name, 0) + 1
             node.name = name if uses[name] == 1 else f"{name}#{uses[name]}"
+
+
+def _weight_key(array: str, mapping: Mapping, scale: float) -> object:
+    if mapping.sign is Sign.MT19937:
+        # RoastGatherSigned has its signs as an input.
+        mapping = replace(mapping, sign=Sign.NONE, sign_seed=0, sign_skip=0)
+    return array, mapping, float(np.float32(scale))
 
 
 def _name_arrays(model: ir.Model, layers: list[VirtualLayer]) -> None:

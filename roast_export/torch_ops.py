@@ -1,29 +1,38 @@
-"""The mapping in torch: `roast::gather` and `roast::embedding`, their gradients, in plain aten ops.
+"""The operators in torch, `roast::gather`, `roast::linear`, `roast::embedding`, and their gradients.
 
-The operators are opaque to torch.export, so that a traced graph holds the record and never a dense
-weight. docs/mapping.md is the specification; the section numbers below refer to it.
+They are opaque to torch.export, so that a traced graph holds the record and never a dense weight.
+On a CPU the native library serves them, where it is installed; everything else (CUDA, float64,
+bfloat16, no library) runs in aten operators (torch_mapping.py), with equal bits in gathers and lookups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, library
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from roast_export.mapping import Element, Hash, Mapping, Sign
+from roast_export import torch_mapping
+from roast_export.errors import RoastError
+from roast_export.libraries import load_torch_library
+from roast_export.mapping import Element, Mapping, Sign
 
-_LIBRARY = library.Library("roast", "DEF")
-_LIBRARY.define("gather(Tensor memory, int[] mapping, float scale) -> Tensor")
-_LIBRARY.define("gather_backward(Tensor grad, int[] mapping, float scale) -> Tensor")
-_LIBRARY.define("embedding(Tensor memory, Tensor ids, int[] mapping, float scale) -> Tensor")
-_LIBRARY.define("embedding_backward(Tensor grad, Tensor ids, int[] mapping, float scale) -> Tensor")
+SCHEMAS = {
+    "gather": "(Tensor memory, int[] mapping, float scale) -> Tensor",
+    "gather_backward": "(Tensor grad, int[] mapping, float scale) -> Tensor",
+    "embedding": "(Tensor memory, Tensor ids, int[] mapping, float scale) -> Tensor",
+    "embedding_backward": "(Tensor grad, Tensor ids, int[] mapping, float scale) -> Tensor",
+    "linear": "(Tensor x, Tensor memory, Tensor? bias, int[] mapping, float scale) -> Tensor",
+}
+"""The library defines the same; where it is absent, this module does."""
 
 
 def gather(memory: Tensor, mapping: list[int], scale: float) -> Tensor:
-    """The virtual weight (section 1).
+    """The virtual weight (docs/mapping.md section 1).
 
     memory: float16, bfloat16, float32 [n_memory], giving float32[shape]; float64 gives float64.
     mapping: the flat list of section 5.
@@ -40,6 +49,14 @@ def embedding(memory: Tensor, ids: Tensor, mapping: list[int], scale: float) -> 
     return cast(Tensor, torch.ops.roast.embedding(memory, ids, mapping, scale))
 
 
+def linear(x: Tensor, memory: Tensor, bias: Tensor | None, mapping: list[int], scale: float) -> Tensor:
+    """x @ W^T + bias, W the virtual weight as (out, in): x float32[..., in] gives float32[..., out].
+
+    With the library W is never made. In gradients it is, one layer at a time.
+    """
+    return cast(Tensor, torch.ops.roast.linear(x, memory, bias, mapping, scale))
+
+
 def gather_backward(grad: Tensor, mapping: list[int], scale: float) -> Tensor:
     """The adjoint of `gather`: for each slot, the sum of scale * sign * grad of what it is read for.
 
@@ -48,199 +65,241 @@ def gather_backward(grad: Tensor, mapping: list[int], scale: float) -> Tensor:
     return cast(Tensor, torch.ops.roast.gather_backward(grad, mapping, scale))
 
 
+@contextmanager
+def without_library() -> Iterator[None]:
+    """Run the operators in aten, whatever is installed: what a proof compares with.
+
+    torch.jit's own interpreter does not see it.
+    """
+    with _Aten():
+        yield
+
+
+def packed_signs(m: Mapping) -> Tensor:
+    """Signs from MT19937 as torch_mapping takes them: uint8[ceil(numel / 8)]; empty for other signs."""
+    return _packed_signs(m) if m.sign is Sign.MT19937 else torch.empty(0, dtype=torch.uint8)
+
+
+@lru_cache(maxsize=1024)
+def _packed_signs(m: Mapping) -> Tensor:
+    # Under torch.export a fake tensor must not end up in the cache.
+    with torch.utils._python_dispatch._disable_current_modes():
+        return torch.from_numpy(m.packed_signs())
+
+
 @lru_cache(maxsize=4096)
 def _record(fields: tuple[int, ...]) -> Mapping:
     return Mapping.from_list(fields)
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _hash(h: Hash, i: Tensor, j: Tensor) -> Tensor:
-    return torch.remainder(i * h.a + j * h.b + j * j * h.q + h.g, h.p)
-
-
-def _starts(m: Mapping, i: Tensor, j: Tensor) -> Tensor:
-    h = _hash(m.hash1, i, j)
-    if m.hash2 != Hash():
-        h = h * m.hash1.p + _hash(m.hash2, i, j)
-    return torch.remainder(h, m.range) * m.align
-
-
-def _factors(m: Mapping, scale: float, i: Tensor, j: Tensor, dtype: torch.dtype) -> Tensor:
-    """scale * sign of each tile; mt19937 signs are not per tile and come later."""
-    factor = torch.tensor(scale, dtype=torch.float32, device=i.device).to(dtype)
-    if m.sign is not Sign.TILE:
-        return factor.expand(torch.broadcast_shapes(i.shape, j.shape))
-    return torch.where(_hash(m.sign_hash, i, j) % 2 == 1, -factor, factor)
-
-
-def _tiles(m: Mapping, scale: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Unit numbers int64[tiles * tile_size / unit] and factors [tile rows, tile cols, 1, 1]."""
-    (i0, j0), (n_i, n_j) = m.first_tile, m.grid
-    i = torch.arange(i0, i0 + n_i, device=device)[:, None]
-    j = torch.arange(j0, j0 + n_j, device=device)[None, :]
-    unit = m.tile_unit
-    inside = torch.arange(m.tile_size // unit, device=device)
-    slots = torch.div(_starts(m, i, j), unit, rounding_mode="floor")[:, :, None] + inside
-    return slots.flatten(), _factors(m, scale, i, j, dtype)[:, :, None, None]
-
-
-def _stream_signs(m: Mapping, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.from_numpy(m.signs()).to(device=device, dtype=dtype)
-
-
-def _units(m: Mapping, memory: Tensor) -> Tensor:
-    """The array as rows of one unit, followed by its own start where tiles may wrap (step 4)."""
-    if m.spill:
-        memory = torch.cat((memory, memory[: m.spill]))
-    return memory.view(-1, m.tile_unit)
+def _drawn(m: Mapping, scale: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Slots int64[shape] and factors [shape] of a map drawn from MT19937."""
+    slots = torch.from_numpy(m.indices()).to(like.device)
+    factor = torch.tensor(scale, dtype=torch.float32, device=like.device).to(like.dtype)
+    return slots, torch.from_numpy(m.signs()).to(like) * factor
 
 
 def _gather(memory: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
     m = _record(tuple(mapping))
-    dtype = _compute_dtype(memory.dtype)
-    memory = memory.to(dtype)
-    if m.element is not Element.HASH:
-        index = torch.from_numpy(m.indices()).to(memory.device)
-        return memory[index] * _scale_like(scale, memory) * _stream_signs(m, dtype, memory.device)
-    slots, factors = _tiles(m, scale, dtype, memory.device)
-    (n_i, n_j), (tile_r, tile_c) = m.grid, m.tile
-    tiles = _units(m, memory).index_select(0, slots).view(n_i, n_j, tile_r, tile_c)
-    tiles = tiles * factors
-    r, c = m.origin[0] % tile_r, m.origin[1] % tile_c
-    rows, cols = m.view
-    view = tiles.transpose(1, 2).reshape(n_i * tile_r, n_j * tile_c)[r : r + rows, c : c + cols]
-    weight = (view.T if m.transposed else view).reshape(m.shape)
-    weight = weight.contiguous()
-    return weight * _stream_signs(m, dtype, memory.device) if m.sign is Sign.MT19937 else weight
-
-
-def _scale_like(scale: float, memory: Tensor) -> Tensor:
-    return torch.tensor(scale, dtype=torch.float32, device=memory.device).to(memory.dtype)
+    if m.element is Element.HASH:
+        return torch_mapping.gather(memory, m.to_list(), scale, packed_signs(m))
+    memory = memory.to(torch_mapping.compute_dtype(memory))
+    slots, factors = _drawn(m, scale, memory)
+    return memory[slots] * factors
 
 
 def _gather_backward(grad: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
     m = _record(tuple(mapping))
-    dtype = _compute_dtype(grad.dtype)
-    grad = grad.to(dtype)
-    if m.sign is Sign.MT19937:
-        grad = grad * _stream_signs(m, dtype, grad.device)
-    if m.element is not Element.HASH:
-        index = torch.from_numpy(m.indices()).to(grad.device).flatten()
-        return grad.new_zeros(m.n_memory).index_add_(0, index, grad.flatten() * _scale_like(scale, grad))
-    slots, factors = _tiles(m, scale, dtype, grad.device)
-    (n_i, n_j), (tile_r, tile_c), unit = m.grid, m.tile, m.tile_unit
-    r, c = m.origin[0] % tile_r, m.origin[1] % tile_c
-    rows, cols = m.view
-    view = grad.reshape(m.matrix)
-    view = view.T if m.transposed else view
-    padding = (c, n_j * tile_c - c - cols, r, n_i * tile_r - r - rows)
-    tiles = torch.nn.functional.pad(view, padding).view(n_i, tile_r, n_j, tile_c).transpose(1, 2)
-    tiles = (tiles * factors).reshape(-1, unit)
-    sums = grad.new_zeros((m.n_memory + m.spill) // unit, unit).index_add_(0, slots, tiles).flatten()
-    result = sums[: m.n_memory].clone()
-    result[: m.spill] += sums[m.n_memory :]
-    return result
-
-
-def _lookup(m: Mapping, ids: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Unit numbers int64[ids, dim / unit] and factors [ids, dim / unit or dim] of the rows asked for."""
-    rows, dim = m.shape
-    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < rows):
-        raise IndexError(f"an id is outside [0, {rows})")
-    unit = m.row_unit
-    place = ids.to(torch.int64).flatten()[:, None] * dim
-    place = place + torch.arange(0, dim, unit, device=ids.device)
-    r = torch.div(place, m.matrix[1], rounding_mode="floor")
-    c = torch.remainder(place, m.matrix[1])
-    r, c = (c, r) if m.transposed else (r, c)
-    r, c = r + m.origin[0], c + m.origin[1]
-    i = torch.div(r, m.tile[0], rounding_mode="floor")
-    j = torch.div(c, m.tile[1], rounding_mode="floor")
-    inner = torch.remainder(r, m.tile[0]) * m.tile[1] + torch.remainder(c, m.tile[1])
-    slots = torch.remainder(_starts(m, i, j) + inner, m.n_memory)
-    if m.element is not Element.HASH:
-        slots = torch.from_numpy(m.indices()).to(ids.device)[ids.flatten()]
-    factors = _factors(m, scale, i, j, dtype)
-    if m.sign is Sign.MT19937:
-        factors = factors * _stream_signs(m, dtype, ids.device)[ids.flatten()]
-    return torch.div(slots, unit, rounding_mode="floor"), factors
+    if m.element is Element.HASH:
+        return torch_mapping.gather_backward(grad, m.to_list(), scale, packed_signs(m))
+    grad = grad.to(torch_mapping.compute_dtype(grad))
+    slots, factors = _drawn(m, scale, grad)
+    return grad.new_zeros(m.n_memory).index_add_(0, slots.flatten(), (grad * factors).flatten())
 
 
 def _embedding(memory: Tensor, ids: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
-    m = _record(tuple(mapping))
-    dtype, unit = _compute_dtype(memory.dtype), m.row_unit
-    slots, factors = _lookup(m, ids, scale, dtype)
-    units = memory.to(dtype).view(-1, unit)
-    rows = units.index_select(0, slots.flatten()).view(*slots.shape, unit) * factors[:, :, None]
-    return rows.reshape(*ids.shape, m.shape[1])
+    m = _checked_table(ids, mapping)
+    if m.element is Element.HASH:
+        return torch_mapping.embedding(memory, ids, m.to_list(), scale, packed_signs(m))
+    memory = memory.to(torch_mapping.compute_dtype(memory))
+    slots, factors = _drawn(m, scale, memory)
+    return memory[slots[ids]] * factors[ids]
 
 
 def _embedding_backward(grad: Tensor, ids: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
+    m = _checked_table(ids, mapping)
+    if m.element is Element.HASH:
+        return torch_mapping.embedding_backward(grad, ids, m.to_list(), scale, packed_signs(m))
+    grad = grad.to(torch_mapping.compute_dtype(grad))
+    slots, factors = _drawn(m, scale, grad)
+    sums = grad.new_zeros(m.n_memory)
+    return sums.index_add_(0, slots[ids].flatten(), (grad * factors[ids]).flatten())
+
+
+def _checked_table(ids: Tensor, mapping: Sequence[int]) -> Mapping:
     m = _record(tuple(mapping))
-    dtype, unit = _compute_dtype(grad.dtype), m.row_unit
-    slots, factors = _lookup(m, ids, scale, dtype)
-    rows = grad.to(dtype).reshape(*slots.shape, unit) * factors[:, :, None]
-    sums = grad.new_zeros(m.n_memory // unit, unit, dtype=dtype)
-    return sums.index_add_(0, slots.flatten(), rows.reshape(-1, unit)).flatten()
+    rows = m.shape[0]
+    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < rows):
+        raise IndexError(f"an id is outside [0, {rows})")
+    return m
+
+
+def _linear(x: Tensor, memory: Tensor, bias: Tensor | None, mapping: Sequence[int], scale: float) -> Tensor:
+    weight = torch.ops.roast.gather(memory, mapping, scale)
+    return torch.nn.functional.linear(x, weight.flatten(1), bias)
+
+
+def _linear_aten(
+    x: Tensor, memory: Tensor, bias: Tensor | None, mapping: Sequence[int], scale: float
+) -> Tensor:
+    return torch.nn.functional.linear(x, _gather(memory, mapping, scale).flatten(1), bias)
+
+
+ATEN: dict[str, Callable[..., Tensor]] = {
+    "gather": _gather,
+    "gather_backward": _gather_backward,
+    "embedding": _embedding,
+    "embedding_backward": _embedding_backward,
+    "linear": _linear_aten,
+}
+"""What each operator computes, in aten operators alone."""
+
+
+class _Aten(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        namespace, _, name = str(getattr(func, "_name", "")).partition("::")
+        if namespace == "roast" and name in ATEN:
+            return ATEN[name](*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+# ---- What torch.export and autograd need to know ----
+
+
+def _fake_gather(memory: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
+    shape = _record(tuple(mapping)).shape
+    return memory.new_empty(shape, dtype=torch_mapping.compute_dtype(memory))
+
+
+def _fake_sums(grad: Tensor, *rest: Any) -> Tensor:
+    n_memory = _record(tuple(rest[-2])).n_memory
+    return grad.new_empty(n_memory, dtype=torch_mapping.compute_dtype(grad))
+
+
+def _fake_embedding(memory: Tensor, ids: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
+    dim = _record(tuple(mapping)).shape[1]
+    return memory.new_empty((*ids.shape, dim), dtype=torch_mapping.compute_dtype(memory))
+
+
+def _fake_linear(
+    x: Tensor, memory: Tensor, bias: Tensor | None, mapping: Sequence[int], scale: float
+) -> Tensor:
+    m = _record(tuple(mapping))
+    torch._check(x.shape[-1] == m.numel // m.shape[0], lambda: "x does not fit the weight")
+    return x.new_empty((*x.shape[:-1], m.shape[0]))
+
+
+# Gather and embedding are linear in the array, so each gradient's own gradient is the operator.
+
+
+def _keep_gather(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.array_dtype, ctx.mapping, ctx.scale = inputs[0].dtype, inputs[1], inputs[2]
+
+
+def _keep_lookup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.array_dtype, ctx.mapping, ctx.scale = inputs[0].dtype, inputs[2], inputs[3]
+
+
+def _keep_linear(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.mapping, ctx.scale = inputs[3], inputs[4]
+
+
+def _gather_gradient(ctx: Any, grad: Tensor) -> Any:
+    sums = torch.ops.roast.gather_backward(grad, ctx.mapping, ctx.scale)
+    return sums.to(ctx.array_dtype), None, None
+
+
+def _gather_second(ctx: Any, grad: Tensor) -> Any:
+    return torch.ops.roast.gather(grad, ctx.mapping, ctx.scale), None, None
+
+
+def _embedding_gradient(ctx: Any, grad: Tensor) -> Any:
+    (ids,) = ctx.saved_tensors
+    sums = torch.ops.roast.embedding_backward(grad, ids, ctx.mapping, ctx.scale)
+    return sums.to(ctx.array_dtype), None, None, None
+
+
+def _embedding_second(ctx: Any, grad: Tensor) -> Any:
+    (ids,) = ctx.saved_tensors
+    return torch.ops.roast.embedding(grad, ids, ctx.mapping, ctx.scale), None, None, None
+
+
+def _linear_gradient(ctx: Any, grad: Tensor) -> Any:
+    x, memory = ctx.saved_tensors
+    needs_x, needs_memory, needs_bias, *_ = ctx.needs_input_grad
+    of_x = of_memory = of_bias = None
+    rows = grad.reshape(-1, grad.shape[-1])
+    if needs_x:
+        of_x = grad @ torch.ops.roast.gather(memory, ctx.mapping, ctx.scale).flatten(1)
+    if needs_memory:
+        of_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).view(_record(tuple(ctx.mapping)).shape)
+        sums = torch.ops.roast.gather_backward(of_weight, ctx.mapping, ctx.scale)
+        of_memory = sums.to(memory.dtype)
+    if needs_bias:
+        of_bias = rows.sum(0)
+    return of_x, of_memory, of_bias, None, None
 
 
 def _register() -> None:
-    implementations = {
-        "gather": _gather,
-        "gather_backward": _gather_backward,
-        "embedding": _embedding,
-        "embedding_backward": _embedding_backward,
+    ours = library.Library("roast", "FRAGMENT")
+    for name, schema in SCHEMAS.items():
+        if not hasattr(torch.ops.roast, name):
+            ours.define(name + schema)
+        # The library's kernels hand over to these what they do not serve.
+        ours.define(f"{name}_aten{schema}")
+        ours.impl(f"{name}_aten", ATEN[name], "CompositeExplicitAutograd")
+        ours.impl(name, ATEN[name] if name != "linear" else _linear, "CompositeExplicitAutograd")
+    for device in ("AutocastCPU", "AutocastCUDA"):
+        # As nn.Linear: the weight is made, and the product runs in autocast's own dtype.
+        ours.impl("linear", _linear, device)
+    _KEEP.append(ours)
+
+    fakes = {
+        "gather": _fake_gather,
+        "gather_backward": _fake_sums,
+        "embedding": _fake_embedding,
+        "embedding_backward": _fake_sums,
+        "linear": _fake_linear,
     }
-    for name, function in implementations.items():
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-
-    def fake_gather(memory: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
-        return memory.new_empty(_record(tuple(mapping)).shape, dtype=_compute_dtype(memory.dtype))
-
-    def fake_sums(grad: Tensor, *rest: Any) -> Tensor:
-        return grad.new_empty(_record(tuple(rest[-2])).n_memory, dtype=_compute_dtype(grad.dtype))
-
-    def fake_rows(memory: Tensor, ids: Tensor, mapping: Sequence[int], scale: float) -> Tensor:
-        dim = _record(tuple(mapping)).shape[1]
-        return memory.new_empty((*ids.shape, dim), dtype=_compute_dtype(memory.dtype))
-
-    library.register_fake("roast::gather", fake_gather)
-    library.register_fake("roast::gather_backward", fake_sums)
-    library.register_fake("roast::embedding", fake_rows)
-    library.register_fake("roast::embedding_backward", fake_sums)
-
-    # Both operators are linear in the array, so each gradient's own gradient is the operator.
-    def keep_gather(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        ctx.array_dtype, ctx.mapping, ctx.scale = inputs[0].dtype, inputs[1], inputs[2]
-
-    def keep_lookup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(inputs[1])
-        ctx.array_dtype, ctx.mapping, ctx.scale = inputs[0].dtype, inputs[2], inputs[3]
-
-    def gather_gradient(ctx, grad):  # type: ignore[no-untyped-def]
-        sums = torch.ops.roast.gather_backward(grad, ctx.mapping, ctx.scale)
-        return sums.to(ctx.array_dtype), None, None
-
-    def gather_second(ctx, grad):  # type: ignore[no-untyped-def]
-        return torch.ops.roast.gather(grad, ctx.mapping, ctx.scale), None, None
-
-    def embedding_gradient(ctx, grad):  # type: ignore[no-untyped-def]
-        (ids,) = ctx.saved_tensors
-        sums = torch.ops.roast.embedding_backward(grad, ids, ctx.mapping, ctx.scale)
-        return sums.to(ctx.array_dtype), None, None, None
-
-    def embedding_second(ctx, grad):  # type: ignore[no-untyped-def]
-        (ids,) = ctx.saved_tensors
-        return torch.ops.roast.embedding(grad, ids, ctx.mapping, ctx.scale), None, None, None
+    for name, fake in fakes.items():
+        library.register_fake(f"roast::{name}", fake)
+        library.register_fake(f"roast::{name}_aten", fake)
 
     register = library.register_autograd
-    register("roast::gather", gather_gradient, setup_context=keep_gather)
-    register("roast::gather_backward", gather_second, setup_context=keep_gather)
-    register("roast::embedding", embedding_gradient, setup_context=keep_lookup)
-    register("roast::embedding_backward", embedding_second, setup_context=keep_lookup)
+    register("roast::gather", _gather_gradient, setup_context=_keep_gather)
+    register("roast::gather_backward", _gather_second, setup_context=_keep_gather)
+    register("roast::embedding", _embedding_gradient, setup_context=_keep_lookup)
+    register("roast::embedding_backward", _embedding_second, setup_context=_keep_lookup)
+    register("roast::linear", _linear_gradient, setup_context=_keep_linear)
 
 
+_KEEP: list[library.Library] = []
+"""Registrations last as long as the objects that made them."""
+
+
+
+def _load() -> str | None:
+    try:
+        load_torch_library()
+    except RoastError as error:
+        if hasattr(torch.ops.roast, "gather"):
+            raise  # operators of another version are in this process
+        return str(error)
+    return None
+
+
+LIBRARY_ABSENT = _load()
+"""Why the native library does not serve, or None."""
 _register()

@@ -319,10 +319,11 @@ def test_full_disk(tmp_path):
 
 def test_a_tile_larger_than_the_array_names_the_layer(small):
     program = trace(small, small_inputs())
-    node = next(n for n in program.graph.nodes if "gather" in str(n.target))
-    fields = list(node.args[1])
+    node = next(n for n in program.graph.nodes if n.target is torch.ops.roast.linear.default)
+    x, memory, bias, mapping, scale = node.args
+    fields = list(mapping)
     fields[7], fields[8] = 64, 64
-    node.args = (node.args[0], fields, node.args[2])
+    node.args = (x, memory, bias, fields, scale)
     wanted = r"first\.weight: tile 64x64 needs 4096 slots, the array has 1280; use a smaller tile"
     with pytest.raises(MappingError, match=wanted):
         layers_of(program)
