@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from roast_export.artifact import Dims
 from roast_export.errors import InputError
 from roast_export.program import ROAST_TARGETS, Inputs, call, flat_inputs
+from roast_export.torch_ops import without_library
 
 LENGTHS = (1, 2, 3, 5)
 """Lengths of the dynamic dimensions; those that the model refuses are passed over."""
@@ -32,9 +33,11 @@ class Case:
 
 
 def cases_for(
-    model: nn.Module, program: ExportedProgram, inputs: Inputs, proto: onnx.ModelProto
+    model: nn.Module, program: ExportedProgram, inputs: Inputs, dims: dict[str, Dims]
 ) -> Iterator[Case]:
     """The example; random values at other LENGTHS, as far as the model runs there; edge values.
+
+    dims: the lengths of each input, names for dynamic ones. What is expected comes from aten operators.
 
     Floats and ids are made up. Other integers and booleans (masks, offsets, lengths) have meanings
     that nobody can guess: they keep the example's values, repeated or cut to the length.
@@ -47,7 +50,7 @@ def cases_for(
     rows = {name: min(found) if found else None for name, found in tables.items()}
     generator = torch.Generator().manual_seed(SEED)
     yield _case(model, program, "example", example)
-    for name, shapes in _shapes(example, proto):
+    for name, shapes in _shapes(example, dims):
         values = {key: _random(v, shapes[key], rows[key], generator) for key, v in example.items()}
         try:
             yield _case(model, program, name, values)
@@ -60,11 +63,9 @@ def cases_for(
             continue
 
 
-def _shapes(example: dict[str, Tensor], proto: onnx.ModelProto) -> Iterator[tuple[str, dict[str, list[int]]]]:
+def _shapes(example: dict[str, Tensor], dims: dict[str, Dims]) -> Iterator[tuple[str, dict[str, list[int]]]]:
     """Shapes of all inputs with other lengths of the dynamic dimensions; the example's if there are none."""
-    symbols = {
-        value.name: [d.dim_param for d in value.type.tensor_type.shape.dim] for value in proto.graph.input
-    }
+    symbols = {name: [d if isinstance(d, str) else "" for d in lengths] for name, lengths in dims.items()}
     dynamic = sorted({symbol for dims in symbols.values() for symbol in dims if symbol})
     if not dynamic:
         yield "random", {key: list(value.shape) for key, value in example.items()}
@@ -84,7 +85,8 @@ def _shapes(example: dict[str, Tensor], proto: onnx.ModelProto) -> Iterator[tupl
 
 
 def _case(model: nn.Module, program: ExportedProgram, name: str, values: dict[str, Tensor]) -> Case:
-    outputs = [leaf for leaf in pytree.tree_leaves(call(model, program, values)) if leaf is not None]
+    with without_library():
+        outputs = [leaf for leaf in pytree.tree_leaves(call(model, program, values)) if leaf is not None]
     return Case(
         name,
         {key: value.detach().cpu().numpy() for key, value in values.items()},

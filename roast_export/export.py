@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping as Lookup
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from roast_export.artifact import Artifact
 from roast_export.errors import InputError, VerificationError
 from roast_export.files import replacing
 from roast_export.gate import describe, size_check
 from roast_export.program import Inputs, evaluation, layers_of
 from roast_export.report import Report
-from roast_export.subject import Subject, read
+from roast_export.subject import Subject
 from roast_export.to_onnx import DEFAULT_OPSET, OnnxOptions, to_onnx, write
-from roast_export.verify import ATOL, RTOL, Progress, program_of, prove
+from roast_export.to_pt2 import write_pt2
+from roast_export.to_torchscript import write_torchscript
+from roast_export.verify import ATOL, RTOL, Progress, open_artifact, program_of, prove
 
-TARGETS = ("onnx",)
+TARGETS = {"onnx": ".onnx", "torchscript": ".ts", "lite": ".ptl", "pt2": ".pt2"}
+"""What can be written, with the suffix of the files."""
 
 
 def export(
@@ -41,7 +44,8 @@ def export(
         shapes by default; an archive keeps what is dynamic in it.
     weights: "virtual" reads the array at every run; "materialized" lets the runtime expand all
         weights once, at load: the same file size, dense memory and dense speed.
-    portable: where signs come from MT19937, store them packed, so that the file needs no library.
+    portable: a file that needs no library. torchscript, pt2: aten operators instead of ours (lite is
+        always so). onnx: is so by itself; signs from MT19937 are stored packed.
     progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
@@ -53,6 +57,8 @@ def export(
         raise InputError(f"target {to!r} is not one of {', '.join(TARGETS)}")
     if weights not in ("virtual", "materialized"):
         raise InputError(f"weights {weights!r} must be 'virtual' or 'materialized'")
+    if to != "onnx" and (opset is not None or weights != "virtual"):
+        raise InputError(f"opset and weights='materialized' belong to ONNX; leave them out for {to}")
     options = OnnxOptions(
         opset=DEFAULT_OPSET if opset is None else opset,
         materialized=weights == "materialized",
@@ -68,11 +74,17 @@ def export(
                 "nothing in this model is virtual; compress it first (roast-compress, compress())"
             )
         tell("translate", 0, 1)
-        write(to_onnx(program, options), target)
-        if verify:
-            report = prove(model, program, target, example_inputs, progress=progress)
+        if to == "onnx":
+            write(to_onnx(program, options), target)
+        elif to == "pt2":
+            write_pt2(program, target, portable=portable)
         else:
-            report = _unproved(model, program, target, example_inputs)
+            write_torchscript(program, target, portable=portable or to == "lite", lite=to == "lite")
+        file = open_artifact(target)
+        if verify:
+            report = prove(model, program, file, example_inputs, progress=progress)
+        else:
+            report = _unproved(model, program, file, example_inputs)
         report.path = os.fspath(path)
         if report.failures:
             raise VerificationError(_summary(report), report)
@@ -91,8 +103,8 @@ def _names(shapes: Any) -> dict[str, dict[int, str]] | None:
     return names if any(names.values()) else None
 
 
-def _unproved(model: nn.Module, program: Any, target: Path, inputs: Inputs | None) -> Report:
-    subject = Subject(model, program, target, read(target), layers_of(program), inputs or (), ATOL, RTOL)
+def _unproved(model: nn.Module, program: Any, file: Artifact, inputs: Inputs | None) -> Report:
+    subject = Subject(model, program, file, layers_of(program), inputs or (), ATOL, RTOL)
     report = describe(subject)
     report.checks.append(size_check(report))
     report.warnings.append("not verified")

@@ -1,4 +1,4 @@
-"""Where two runs part: the first layer whose value differs between PyTorch and the exported file."""
+"""Where two runs part: the first layer whose value differs between PyTorch and an ONNX file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx
 import torch
 from torch.fx import Interpreter, Node
 
+from roast_export import torch_ops
 from roast_export.cases import Case
 from roast_export.compare import compare_values, failed
 from roast_export.report import Check
@@ -33,22 +34,24 @@ class _Recorder(Interpreter):
         return value
 
 
-def first_difference(subject: Subject, runtime: Runtime, case: Case) -> list[Check]:
+def first_difference(
+    subject: Subject, proto: onnx.ModelProto, runtime: Runtime, case: Case
+) -> list[Check]:
     """One failed check that names the first layer, in the graph's order, beyond the bound."""
     try:
-        return _search(subject, runtime, case)
+        return _search(subject, proto, runtime, case)
     except Exception as error:
         return [failed(runtime.name, "output", "first differing layer", case.name, error)]
 
 
-def _search(subject: Subject, runtime: Runtime, case: Case) -> list[Check]:
-    named = {output for node in subject.proto.graph.node for output in node.output}
+def _search(subject: Subject, proto: onnx.ModelProto, runtime: Runtime, case: Case) -> list[Check]:
+    named = {output for node in proto.graph.node for output in node.output}
     feeds = [torch.from_numpy(case.feeds[name]) for name in case.feeds]
     recorder = _Recorder(subject.program.module(check_guards=False), named)
-    with torch.no_grad():
+    with torch.no_grad(), torch_ops.without_library():
         recorder.run(*feeds)
     model = onnx.ModelProto()
-    model.CopyFrom(subject.proto)
+    model.CopyFrom(proto)
     del model.graph.output[:]
     for name, (value, _) in recorder.found.items():
         kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)

@@ -1,7 +1,7 @@
 """Load and run an exported file in a fresh process, and say what that cost.
 
-The child process runs this file by its path, so that it imports onnxruntime and numpy and neither
-the package nor torch: what it measures is what a program without PyTorch would see.
+The child process runs this file by its path, so that it imports the runtime and numpy and not the
+package: what it measures is what a program without it would see.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,25 +24,29 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECONDS = 1800
 
+Run = Callable[[dict[str, Any]], Any]
+
 
 def measure(
     path: str | Path,
     inputs: dict[str, np.ndarray],
     *,
     native: bool,
+    kind: str = "onnx",
     fold: bool = False,
     threads: int = 1,
     runs: int = 5,
     label: str | None = None,
 ) -> Measurement:
-    """Memory, load time and latency of `path` in ONNX Runtime, in a process of its own.
+    """Memory, load time and latency of `path` in its runtime, in a process of its own.
 
+    kind: "onnx", "torchscript", "lite" or "pt2".
     native: register the operator library. Otherwise the portable functions run, and unless `fold`
         ONNX Runtime is kept from expanding them to dense weights at load.
     runs: timed runs, after one that is not timed; the median counts.
     label: what the report calls it; "native", "portable" or "portable, folded" without one.
 
-    Bytes are growth against the process just before the session is created, with onnxruntime
+    Bytes are growth against the process just before the file is opened, with the runtime
     imported and the inputs in memory. They are 0 where the system does not tell (not Linux).
 
     Raises:
@@ -49,14 +55,15 @@ def measure(
     import numpy as np
 
     from roast_export.errors import RoastError
-    from roast_export.libraries import ort_library_path
+    from roast_export.libraries import ort_library_path, torch_library_path
     from roast_export.report import Measurement
 
     if runs < 1 or threads < 1:
         raise RoastError(f"runs {runs} and threads {threads} must be at least 1")
     request: dict[str, Any] = {
         "path": str(Path(path).resolve()),
-        "library": ort_library_path() if native else None,
+        "kind": kind,
+        "library": (ort_library_path() if kind == "onnx" else torch_library_path()) if native else None,
         "fold": fold or native,
         "threads": threads,
         "runs": runs,
@@ -103,7 +110,7 @@ def _forget_peak() -> None:
         return
 
 
-def _session(request: dict[str, Any]) -> Any:
+def _open_onnx(request: dict[str, Any]) -> Run:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -113,28 +120,53 @@ def _session(request: dict[str, Any]) -> Any:
     if request["library"]:
         options.register_custom_ops_library(request["library"])
     disabled = [] if request["fold"] else ["ConstantFolding"]
-    return ort.InferenceSession(
+    session = ort.InferenceSession(
         request["path"], options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
     )
+    return lambda feeds: session.run(None, feeds)
+
+
+def _open_torch(request: dict[str, Any]) -> Run:
+    import torch
+
+    torch.set_num_threads(request["threads"])
+    if request["library"]:
+        torch.ops.load_library(request["library"])
+    if request["kind"] == "lite":
+        from torch.jit.mobile import _load_for_lite_interpreter
+
+        module = _load_for_lite_interpreter(request["path"])
+    else:
+        module = torch.jit.load(request["path"]).eval()
+
+    def run(feeds: dict[str, Any]) -> Any:
+        with torch.no_grad():
+            return module(*(torch.from_numpy(value) for value in feeds.values()))
+
+    return run
 
 
 def _child(request: dict[str, Any]) -> dict[str, float]:
     import numpy as np
-    import onnxruntime  # noqa: F401 - the import belongs before the first look at memory
+
+    # The import belongs before the first look at memory.
+    opener = _open_onnx if request["kind"] == "onnx" else _open_torch
+    __import__("onnxruntime" if request["kind"] == "onnx" else "torch.jit.mobile")
+    warnings.simplefilter("ignore")
 
     with np.load(request["inputs"], allow_pickle=False) as archive:
         feeds = {name[1:]: archive[name] for name in archive.files}
     _forget_peak()
     before = _resident("VmRSS")
     start = time.perf_counter()
-    session = _session(request)
+    run = opener(request)
     load_seconds = time.perf_counter() - start
     loaded, peak = _resident("VmRSS"), _resident("VmHWM")
-    session.run(None, feeds)
+    run(feeds)
     times = []
     for _ in range(request["runs"]):
         start = time.perf_counter()
-        session.run(None, feeds)
+        run(feeds)
         times.append(time.perf_counter() - start)
     return {
         "load_seconds": load_seconds,

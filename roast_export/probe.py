@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from roast_export.compare import compare_bits, failed
 from roast_export.fuse import transposed
 from roast_export.program import VirtualLayer
 from roast_export.report import Check
-from roast_export.runtimes import Run, Runtime
+from roast_export.runtimes import Runtime
 
 _AS_GATHER = dict.fromkeys(onnx_ops.LINEARS, "RoastGather")
 
@@ -42,44 +43,56 @@ def check(
     for runtime in runtimes:
         try:
             if node.op_type == "RoastEmbedding":
-                yield _check_rows(layer, node.name, runtime.name, runtime.open(model))
+                run = runtime.open(model)
+                yield check_rows(layer, node.name, runtime.name, lambda ids: run({"probe_ids": ids})[0])
                 continue
-            expected = torch_ops.gather(layer.memory, layer.mapping.to_list(), layer.scale).numpy()
+            expected = expected_weight(layer)
             if mapping == transposed(layer.mapping):
                 expected = np.ascontiguousarray(expected.T)
             actual = runtime.open(model)({})[0]
             yield compare_bits(runtime.name, node.name, "all elements", expected, actual)
             # A fused kernel has its own way to the weight; finite only, because 0 * inf is not 0.
             if node.op_type in onnx_ops.LINEARS and runtime.native and np.isfinite(expected).all():
-                yield _check_product(expected, node.name, runtime.name, runtime.open(product))
+                run = runtime.open(product)
+                yield check_product(expected, node.name, runtime.name, lambda x: run({"probe_x": x})[0])
         except Exception as error:
             yield failed(runtime.name, "weight", node.name, "all elements", error)
 
 
-def _check_product(weight: NDArray[np.float32], name: str, runtime: str, run: Run) -> Check:
+def expected_weight(layer: VirtualLayer) -> NDArray[np.float32]:
+    """PyTorch's own gather, in aten operators: the library is among what is proved."""
+    with torch_ops.without_library():
+        weight = torch_ops.gather(layer.memory, layer.mapping.to_list(), layer.scale)
+    return cast("NDArray[np.float32]", weight.numpy())
+
+
+def check_product(
+    weight: NDArray[np.float32], name: str, runtime: str, product: Callable[[NDArray[np.float32]], Any]
+) -> Check:
     """The identity times the weight is the weight, in every bit but the sign of zero."""
     out_features, in_features = weight.shape
     step = max(1, CHUNK // max(weight.shape))
     for begin in range(0, in_features, step):
         rows = np.eye(min(step, in_features - begin), in_features, begin, dtype=np.float32)
         expected = weight[:, begin : begin + step].T + np.float32(0)
-        actual = run({"probe_x": rows})[0] + np.float32(0)
+        actual = product(rows) + np.float32(0)
         found = compare_bits(runtime, name, f"identity rows from {begin}", expected, actual)
         if not found.passed:
             return found
     return Check(runtime, "weight", name, "identity", out_features * in_features, True)
 
 
-def _check_rows(layer: VirtualLayer, name: str, runtime: str, run: Run) -> Check:
+def check_rows(
+    layer: VirtualLayer, name: str, runtime: str, look_up: Callable[[NDArray[np.int64]], Any]
+) -> Check:
     """A table is read in chunks of rows; the first chunk that differs is the answer."""
     rows, dim = layer.mapping.shape
     step = max(1, CHUNK // dim)
     for begin in range(0, rows, step):
         ids = torch.arange(begin, min(rows, begin + step))
-        expected = torch_ops.embedding(layer.memory, ids, layer.mapping.to_list(), layer.scale).numpy()
-        found = compare_bits(
-            runtime, name, f"rows from {begin}", expected, run({"probe_ids": ids.numpy()})[0]
-        )
+        with torch_ops.without_library():
+            expected = torch_ops.embedding(layer.memory, ids, layer.mapping.to_list(), layer.scale).numpy()
+        found = compare_bits(runtime, name, f"rows from {begin}", expected, look_up(ids.numpy()))
         if not found.passed:
             return found
     return Check(runtime, "weight", name, "all elements", rows * dim, True)

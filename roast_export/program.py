@@ -169,6 +169,21 @@ def input_names(program: ExportedProgram) -> list[str]:
     return [str(name) for name in program.graph_signature.user_inputs]
 
 
+def signature(program: ExportedProgram) -> dict[str, tuple[str, list[int | str]]]:
+    """Element type and lengths of each tensor input; a dynamic length is `<input>_<axis>`, equal ones share it."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    labels: dict[str, str] = {}
+    found: dict[str, tuple[str, list[int | str]]] = {}
+    for name in input_names(program):
+        value = nodes[name].meta["val"]
+        dims: list[int | str] = []
+        for axis, length in enumerate(value.shape):
+            fixed = isinstance(length, int)
+            dims.append(length if fixed else labels.setdefault(str(length), f"{name}_{axis}"))
+        found[name] = (str(value.dtype).removeprefix("torch."), dims)
+    return found
+
+
 def flat_inputs(program: ExportedProgram, inputs: Inputs) -> dict[str, Tensor]:
     """Example inputs as {name: tensor}, in the order of the graph.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +35,10 @@ FOLDED_LIMIT = 1 << 24
 
 @dataclass(frozen=True)
 class Runtime:
-    """One way to run an ONNX file.
+    """One way to run an exported file.
 
     unavailable: why it cannot be used on this machine, or None.
-    open: a path or a serialized model in, a function from named inputs to all outputs out.
+    open: a path (or a serialized ONNX model) in, a function from named inputs to all outputs out.
     """
 
     name: str
@@ -50,6 +50,10 @@ class Runtime:
     """Whether it uses the operator library."""
     limit: int | None = None
     """Most virtual elements it is used for unless asked for by name."""
+
+    def refusing(self, reason: str | None) -> Runtime:
+        """The same runtime, not usable for `reason`; itself if there is none."""
+        return self if reason is None else replace(self, unavailable=lambda: reason)
 
 
 def create_session(
@@ -92,8 +96,8 @@ def optimised_copy(path: Path, to: Path) -> None:
     create_session(path, options)
 
 
-def runtimes() -> list[Runtime]:
-    """Every runtime this version knows, in the order in which they are tried."""
+def onnx_runtimes() -> list[Runtime]:
+    """Every runtime that takes an ONNX file, in the order in which they are tried."""
     return [
         Runtime("onnxruntime native", _open_native, native_unavailable, native=True),
         Runtime("onnxruntime portable", _open_unfolded, lambda: None),

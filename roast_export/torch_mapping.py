@@ -181,7 +181,9 @@ def _lookup(ids: Tensor, m: list[int], scale: float, signs: Tensor, like: Tensor
 
 
 def _powers(like: Tensor) -> Tensor:
-    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=like.device)
+    """1, 2, 4 ... 128 as uint8; a literal tensor would not survive torch.export's decompositions."""
+    base = torch.full([8], 2, dtype=torch.uint8, device=like.device)
+    return torch.pow(base, torch.arange(8, dtype=torch.uint8, device=like.device))
 
 
 def _every_sign(m: list[int], signs: Tensor, like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,18 +16,30 @@ from typing import Any, cast
 from torch import nn
 from torch.export import ExportedProgram
 
-from roast_export import gate, probe
+from roast_export import gate
+from roast_export.artifact import Artifact
 from roast_export.cases import Case, cases_for
 from roast_export.compare import compare_values, failed
 from roast_export.errors import InputError, RoastError
-from roast_export.localise import first_difference
 from roast_export.mapping import Mapping
 from roast_export.measure import measure
-from roast_export.program import Inputs, LoadedProgram, evaluation, flat_inputs, layers_of, trace
+from roast_export.note import read_note
+from roast_export.onnx_file import open_onnx
+from roast_export.program import (
+    Inputs,
+    LoadedProgram,
+    VirtualLayer,
+    evaluation,
+    flat_inputs,
+    layers_of,
+    trace,
+)
+from roast_export.pt2_file import open_pt2_file
 from roast_export.report import Check, Report
-from roast_export.runtimes import Run, Runtime
-from roast_export.runtimes import runtimes as all_runtimes
-from roast_export.subject import Subject, read, roast_nodes
+from roast_export.runtimes import Run, Runtime, onnx_runtimes
+from roast_export.script_file import open_script_file
+from roast_export.subject import Subject
+from roast_export.torch_runtimes import torch_runtimes
 
 Progress = Callable[[str, int, int], None]
 """Called with a step's name, how much of it is done, and how much there is."""
@@ -50,18 +63,34 @@ def verify(
     rtol: float | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Compare an exported ONNX file with the model it came from. A mismatch is in the report, not raised.
+    """Compare an exported file with the model it came from. A mismatch is in the report, not raised.
 
+    path: .onnx, TorchScript, lite interpreter or .pt2; the content tells which.
     runtimes: names to use ("onnxruntime native", ...); default: all that fit the model's size.
     atol, rtol: the bound on outputs; default ATOL, RTOL.
 
     Raises:
         InputError: no example inputs for a live module, or a runtime that is not known.
-        RoastError: the file is not an ONNX model.
+        RoastError: the file was not written by roast-export.
     """
+    file = open_artifact(Path(path))
     with evaluation(model):
-        program = program_of(model, example_inputs, _dynamic_of(Path(path)))
-        return prove(model, program, Path(path), example_inputs, runtimes, atol, rtol, progress)
+        program = program_of(model, example_inputs, _dynamic_of(file))
+        return prove(model, program, file, example_inputs, runtimes, atol, rtol, progress)
+
+
+def open_artifact(path: Path) -> Artifact:
+    """An exported file by what is in it. Raises RoastError if it is not one of ours."""
+    if not path.is_file():
+        raise RoastError(f"{path} does not exist")
+    if not zipfile.is_zipfile(path):
+        return open_onnx(path)
+    target = read_note(path).target
+    if target in ("torchscript", "lite"):
+        return open_script_file(path, target)
+    if target == "pt2":
+        return open_pt2_file(path)
+    raise RoastError(f"{path} is of the unknown kind {target!r}; upgrade roast-export")
 
 
 def program_of(
@@ -78,7 +107,7 @@ def program_of(
 def prove(
     model: nn.Module,
     program: ExportedProgram,
-    path: Path,
+    file: Artifact,
     example_inputs: Inputs | None = None,
     runtimes: Sequence[str] | None = None,
     atol: float | None = None,
@@ -91,8 +120,7 @@ def prove(
     subject = Subject(
         model=model,
         program=program,
-        path=path,
-        proto=read(path),
+        file=file,
         layers=layers_of(program),
         inputs=example_inputs if example_inputs is not None else _example(program),
         atol=ATOL if atol is None else atol,
@@ -100,7 +128,7 @@ def prove(
     )
     report = gate.describe(subject)
     tell("structure", 0, 1)
-    report.checks += [gate.size_check(report), *gate.structure_checks(subject)]
+    report.checks += [gate.size_check(report), *file.structure_checks(subject)]
     usable = _usable(subject, runtimes, report)
     report.checks += gate.parameter_checks(subject)
     report.checks += weight_checks(subject, usable, tell)
@@ -115,49 +143,44 @@ def prove(
 
 def weight_checks(subject: Subject, usable: list[Runtime], tell: Progress) -> list[Check]:
     """Every element of every virtual weight in every runtime: equal bits."""
-    checks: list[Check] = []
-    by_name = {layer.name: layer for layer in subject.layers}
-    nodes = roast_nodes(subject.proto)
-    covered: set[tuple[str, Mapping, float]] = set()
-    for done, node in enumerate(nodes):
-        tell("weights", done, len(nodes))
-        layer = by_name.get(node.name.partition("#")[0])
-        if layer is None:
-            error = RoastError("the model has no such layer")
-            checks.append(failed("file", "weight", node.name, "", error))
-            continue
-        covered.add((layer.array, layer.mapping, layer.scale))
-        checks += probe.check(subject.proto, node, layer, usable)
+    checks = list(subject.file.weight_checks(subject, usable, tell))
+    found = {layer.name.partition("#")[0] for layer in subject.file.layers}
+    covered = {_weight(layer) for layer in subject.layers if layer.name in found}
     for layer in subject.layers:
-        # The exporter may merge equal uses of one weight under one name.
-        if (layer.array, layer.mapping, layer.scale) not in covered:
+        # Tied weights, and equal uses that an exporter merged, go by one name.
+        if _weight(layer) not in covered:
             checks.append(failed("file", "weight", layer.name, "", RoastError("the file has no such layer")))
-    tell("weights", len(nodes), len(nodes))
+    tell("weights", 1, 1)
     return checks
+
+
+def _weight(layer: VirtualLayer) -> tuple[str, Mapping, float]:
+    return layer.array, layer.mapping, layer.scale
 
 
 def output_checks(subject: Subject, usable: list[Runtime], report: Report, tell: Progress) -> list[Check]:
     """Every output on every case in every runtime; on a mismatch, the first layer that differs."""
     checks: list[Check] = []
-    names = [value.name for value in subject.proto.graph.output]
-    cases = list(cases_for(subject.model, subject.program, subject.inputs, subject.proto))
-    dynamic = any(d.dim_param for v in subject.proto.graph.input for d in v.type.tensor_type.shape.dim)
+    file = subject.file
+    dims = {name: lengths for name, (_, lengths) in file.inputs.items()}
+    cases = list(cases_for(subject.model, subject.program, subject.inputs, dims))
+    dynamic = any(isinstance(length, str) for lengths in dims.values() for length in lengths)
     lengths = sum(case.name.startswith("random ") for case in cases)
     if dynamic and lengths < FEWEST_LENGTHS:
         report.warnings.append(f"the model ran at only {lengths} other lengths of its dynamic dimensions")
     total = len(usable) * len(cases)
     for number, runtime in enumerate(usable):
         try:
-            run = runtime.open(str(subject.path))
+            run = runtime.open(str(file.path))
         except Exception as error:
             checks.append(failed(runtime.name, "output", "all outputs", "open", error))
             continue
         for done, case in enumerate(cases):
             tell(f"outputs in {runtime.name}", number * len(cases) + done, total)
-            found = list(_run_case(subject, runtime, run, case, names, report))
+            found = list(_run_case(subject, runtime, run, case, report))
             checks += found
             if any(not check.passed for check in found):
-                checks += first_difference(subject, runtime, case)
+                checks += file.first_difference(subject, runtime, case)
                 break
     tell("outputs", total, total)
     return checks
@@ -166,22 +189,20 @@ def output_checks(subject: Subject, usable: list[Runtime], report: Report, tell:
 def _measure(subject: Subject, usable: list[Runtime], report: Report, tell: Progress) -> None:
     """What loading and running the file costs in a fresh process. A cost that cannot be read is a warning."""
     feeds = {name: value.numpy() for name, value in flat_inputs(subject.program, subject.inputs).items()}
-    paths = [
-        name for name in ("onnxruntime native", "onnxruntime portable") if name in {r.name for r in usable}
-    ]
-    for done, name in enumerate(paths):
-        tell("measure", done, len(paths))
+    wanted = subject.file.measured(usable)
+    for done, (label, options) in enumerate(wanted):
+        tell("measure", done, len(wanted))
         try:
-            report.measurements.append(measure(subject.path, feeds, native=name.endswith("native"), runs=3))
+            report.measurements.append(measure(subject.file.path, feeds, label=label, runs=3, **options))
         except RoastError as error:
             report.warnings.append(str(error))
-    tell("measure", len(paths), len(paths))
+    tell("measure", len(wanted), len(wanted))
 
 
 def _run_case(
-    subject: Subject, runtime: Runtime, run: Run, case: Case, names: list[str], report: Report
+    subject: Subject, runtime: Runtime, run: Run, case: Case, report: Report
 ) -> Iterator[Check]:
-    feeds = {value.name: case.feeds[value.name] for value in subject.proto.graph.input}
+    feeds = {name: case.feeds[name] for name in subject.file.inputs}
     try:
         outputs = run(feeds)
     except Exception as error:
@@ -191,24 +212,27 @@ def _run_case(
             return
         yield failed(runtime.name, "output", "all outputs", case.name, error)
         return
-    for name, expected, actual in zip(names, case.expected, outputs, strict=True):
+    for name, expected, actual in zip(subject.file.outputs, case.expected, outputs, strict=True):
         yield compare_values(runtime.name, name, case.name, expected, actual, subject.atol, subject.rtol)
 
 
 def _usable(subject: Subject, wanted: Sequence[str] | None, report: Report) -> list[Runtime]:
-    known = {runtime.name: runtime for runtime in all_runtimes()}
+    known = subject.file.runtimes()
+    everywhere = {runtime.name for runtime in [*known, *onnx_runtimes(), *torch_runtimes()]}
     for name in wanted or ():
-        if name not in known:
-            raise InputError(f"no runtime is called {name!r}; known are {', '.join(known)}")
+        if name not in everywhere:
+            raise InputError(f"no runtime is called {name!r}; known are {', '.join(sorted(everywhere))}")
     usable = []
-    drawn = any(node.op_type == "RoastGatherDrawn" for node in roast_nodes(subject.proto))
-    for runtime in known.values():
-        reason = runtime.unavailable()
+    for runtime in known:
         if wanted is not None and runtime.name not in wanted:
             continue
-        if drawn and runtime.name != "onnxruntime native":
-            reason = "this file needs the library (weights drawn from MT19937)"
-        elif wanted is None and runtime.limit is not None and subject.virtual_elements > runtime.limit:
+        reason = runtime.unavailable()
+        if (
+            reason is None
+            and wanted is None
+            and runtime.limit is not None
+            and subject.virtual_elements > runtime.limit
+        ):
             reason = (
                 f"{subject.virtual_elements:,} virtual weights; used up to {runtime.limit:,} unless asked for"
             )
@@ -219,13 +243,12 @@ def _usable(subject: Subject, wanted: Sequence[str] | None, report: Report) -> l
     return usable
 
 
-def _dynamic_of(path: Path) -> dict[str, dict[int, str]] | None:
+def _dynamic_of(file: Artifact) -> dict[str, dict[int, str]] | None:
     """The dynamic dimensions of a file, in the form that tracing takes."""
-    found = {
-        value.name: {axis: dim.dim_param for axis, dim in enumerate(value.type.tensor_type.shape.dim)}
-        for value in read(path).graph.input
+    named = {
+        name: {axis: length for axis, length in enumerate(lengths) if isinstance(length, str)}
+        for name, (_, lengths) in file.inputs.items()
     }
-    named = {name: {k: label for k, label in axes.items() if label} for name, axes in found.items()}
     return {name: axes for name, axes in named.items() if axes} or None
 
 

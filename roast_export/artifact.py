@@ -1,0 +1,76 @@
+"""What a proof needs to know of an exported file, whatever its format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from roast_export.program import VirtualLayer
+from roast_export.report import Check, Layer
+
+if TYPE_CHECKING:
+    from roast_export.cases import Case
+    from roast_export.runtimes import Runtime
+    from roast_export.subject import Subject
+
+Tell = Callable[[str, int, int], None]
+Dims = list[int | str]
+"""Lengths of one tensor; a dynamic dimension is its name."""
+
+
+@dataclass
+class Artifact(ABC):
+    """An exported file, opened."""
+
+    path: Path
+    target: str
+    """What --to calls it."""
+    layers: list[Layer]
+    """Its virtual weights, as the file states them."""
+    inputs: dict[str, tuple[str, Dims]]
+    """Element type and lengths of each input, in order."""
+    outputs: list[str]
+    array_bytes: int
+    materialized: bool = False
+    """Whether runtimes are meant to expand the weights."""
+    portable: bool = False
+    """Whether it also runs where the library is not."""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def file_bytes(self) -> int:
+        return self.path.stat().st_size
+
+    @abstractmethod
+    def runtimes(self) -> list[Runtime]:
+        """Every runtime that takes this format, in the order in which they are tried."""
+
+    @abstractmethod
+    def structure_checks(self, subject: Subject) -> Iterator[Check]:
+        """The format's own rules, and no dense weight in it or in what its runtime makes of it."""
+
+    @abstractmethod
+    def parameters(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Stored tensors; those whose name the program knows too, or array_names gives, are compared."""
+
+    @abstractmethod
+    def weight_checks(self, subject: Subject, usable: list[Runtime], tell: Tell) -> Iterator[Check]:
+        """Every element of every weight in `layers`, by each runtime: equal bits."""
+
+    def first_difference(self, subject: Subject, runtime: Runtime, case: Case) -> list[Check]:
+        """Where outputs differ: failed checks that name the first layer beyond the bound."""
+        return []
+
+    def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
+        """What to measure in fresh processes: a label, and arguments of measure()."""
+        return []
+
+
+def expected_layer(layers: list[VirtualLayer], name: str) -> VirtualLayer | None:
+    """The model's layer that a file calls `name`, "name#2" for a second use."""
+    return next((layer for layer in layers if layer.name == name.partition("#")[0]), None)

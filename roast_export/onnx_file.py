@@ -1,0 +1,151 @@
+"""An exported ONNX file as the proof sees it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from roast_export import localise, onnx_ops, probe
+from roast_export.artifact import Artifact, Dims, Tell, expected_layer
+from roast_export.cases import Case
+from roast_export.compare import failed
+from roast_export.errors import RoastError
+from roast_export.gate import dense_check
+from roast_export.report import Check, Layer
+from roast_export.runtimes import Runtime, native_unavailable, onnx_runtimes, optimised_copy
+from roast_export.subject import Subject
+from roast_export.to_onnx import size_of
+
+
+@dataclass
+class OnnxFile(Artifact):
+    """See Artifact."""
+
+    proto: onnx.ModelProto = field(default_factory=onnx.ModelProto)
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        return [node for node in self.proto.graph.node if node.domain == onnx_ops.DOMAIN]
+
+    @property
+    def file_bytes(self) -> int:
+        return size_of(self.path)
+
+    def runtimes(self) -> list[Runtime]:
+        drawn = any(node.op_type == "RoastGatherDrawn" for node in self.nodes)
+        reason = "this file needs the library (weights drawn from MT19937)" if drawn else None
+        return [runtime if runtime.native else runtime.refusing(reason) for runtime in onnx_runtimes()]
+
+    def structure_checks(self, subject: Subject) -> Iterator[Check]:
+        yield self._checker()
+        yield dense_check(subject.layers, _tensors(self.proto), "file")
+        if self.materialized or native_unavailable() is not None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "optimised.onnx"
+            try:
+                optimised_copy(self.path, copy)
+                yield dense_check(subject.layers, _tensors(onnx.load(copy)), "onnxruntime optimised")
+            except Exception as error:
+                yield failed("onnxruntime optimised", "structure", "re-saved model", "", error)
+
+    def parameters(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        for tensor in self.proto.graph.initializer:
+            yield tensor.name, onnx.numpy_helper.to_array(tensor)
+
+    def weight_checks(self, subject: Subject, usable: list[Runtime], tell: Tell) -> Iterator[Check]:
+        for done, node in enumerate(self.nodes):
+            tell("weights", done, len(self.nodes))
+            layer = expected_layer(subject.layers, node.name)
+            if layer is None:
+                error = RoastError("the model has no such layer")
+                yield failed("file", "weight", node.name, "", error)
+                continue
+            yield from probe.check(self.proto, node, layer, usable)
+
+    def first_difference(self, subject: Subject, runtime: Runtime, case: Case) -> list[Check]:
+        return localise.first_difference(subject, self.proto, runtime, case)
+
+    def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
+        names = {runtime.name for runtime in usable}
+        return [
+            (label, {"kind": "onnx", "native": label == "native"})
+            for label in ("native", "portable")
+            if f"onnxruntime {label}" in names
+        ]
+
+    def _checker(self) -> Check:
+        try:
+            onnx.checker.check_model(str(self.path), full_check=True)
+        except Exception as error:
+            return failed("file", "structure", "onnx.checker", "full check", error)
+        return Check("file", "structure", "onnx.checker", "full check", 1, True)
+
+
+def open_onnx(path: Path) -> OnnxFile:
+    """The file at `path`. Raises RoastError if it is no ONNX model of ours."""
+    try:
+        proto = onnx.load(path, load_external_data=True)
+    except FileNotFoundError:
+        raise RoastError(f"{path} does not exist") from None
+    except Exception as error:
+        raise RoastError(f"{path} is not an ONNX model: {str(error).splitlines()[0]}") from error
+    nodes = [node for node in proto.graph.node if node.domain == onnx_ops.DOMAIN]
+    if not nodes:
+        raise RoastError(
+            f"{path} has no node of the domain {onnx_ops.DOMAIN}; it was not written by roast-export"
+        )
+    arrays = {onnx_ops.array_of(node) for node in nodes}
+    return OnnxFile(
+        path=path,
+        target="onnx",
+        layers=[_layer(node) for node in nodes],
+        inputs={value.name: _signature(value) for value in proto.graph.input},
+        outputs=[value.name for value in proto.graph.output],
+        array_bytes=sum(_bytes(tensor) for tensor in proto.graph.initializer if tensor.name in arrays),
+        materialized=any(
+            p.key == "roast.weights" and p.value == "materialized" for p in proto.metadata_props
+        ),
+        portable=not any(node.op_type == "RoastGatherDrawn" for node in nodes),
+        proto=proto,
+    )
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:
+    for tensor in proto.graph.initializer:
+        yield tensor.name, onnx.numpy_helper.to_array(tensor)
+    for node in [*proto.graph.node, *(node for f in proto.functions for node in f.node)]:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t.name, onnx.numpy_helper.to_array(attribute.t)
+
+
+def _layer(node: onnx.NodeProto) -> Layer:
+    mapping, scale = onnx_ops.mapping_of(node)
+    return Layer(
+        name=node.name,
+        operator=node.op_type,
+        shape=mapping.shape,
+        n_memory=mapping.n_memory,
+        tile=mapping.tile,
+        scale=scale,
+        array=onnx_ops.array_of(node),
+        fields=tuple(mapping.to_list()),
+    )
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims)) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, Dims]:
+    kind = value.type.tensor_type
+    dims: Dims = [d.dim_param or int(d.dim_value) for d in kind.shape.dim]
+    return str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), dims

@@ -1,0 +1,151 @@
+"""An exported torch.export archive as the proof sees it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from roast_export import probe, torch_ops
+from roast_export.archive import runs_code
+from roast_export.artifact import Artifact, Tell, expected_layer
+from roast_export.compare import compare_bits, failed
+from roast_export.errors import RoastError
+from roast_export.gate import dense_check
+from roast_export.note import Note, Weight, read_note
+from roast_export.program import VirtualLayer, layers_of, quiet
+from roast_export.report import Check
+from roast_export.runtimes import Runtime
+from roast_export.subject import Subject
+from roast_export.torch_runtimes import pt2_runtimes
+
+
+@dataclass
+class Pt2File(Artifact):
+    """See Artifact."""
+
+    note: Note | None = None
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        with quiet():
+            return torch.export.load(self.path)
+
+    def runtimes(self) -> list[Runtime]:
+        return pt2_runtimes(self.portable)
+
+    def structure_checks(self, subject: Subject) -> Iterator[Check]:
+        reason = runs_code(self.path)
+        passed = reason is None
+        yield Check("file", "structure", "data only", "members", 1, passed, note=reason or "")
+        yield dense_check(subject.layers, self.parameters(), "file")
+
+    def parameters(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        for name, tensor in [*self.program.state_dict.items(), *self.program.constants.items()]:
+            if isinstance(tensor, Tensor):
+                yield name, tensor.detach().numpy()
+
+    def weight_checks(self, subject: Subject, usable: list[Runtime], tell: Tell) -> Iterator[Check]:
+        assert self.note is not None
+        stored = {layer.node: layer for layer in layers_of(self.program)}
+        for runtime in usable:
+            for done, weight in enumerate(self.note.weights):
+                tell(f"weights in {runtime.name}", done, len(self.note.weights))
+                layer = expected_layer(subject.layers, weight.name)
+                try:
+                    if layer is None:
+                        raise RoastError("the model has no such layer")
+                    if self.portable:
+                        yield self._traced(runtime, weight, layer)
+                    else:
+                        yield self._stored(runtime, weight, stored[weight.place], layer)
+                except Exception as error:
+                    yield failed(runtime.name, "weight", weight.name, "all elements", error)
+
+    def _stored(self, runtime: Runtime, weight: Weight, stored: VirtualLayer, layer: VirtualLayer) -> Check:
+        """The weight of an operator in the graph, by the operators that serve here."""
+        fields = stored.mapping.to_list()
+        if layer.kind == "embedding":
+            return probe.check_rows(
+                layer, layer.name, runtime.name,
+                lambda ids: torch_ops.embedding(
+                    stored.memory, torch.from_numpy(ids), fields, stored.scale
+                ).numpy(),
+            )  # fmt: skip
+        actual = torch_ops.gather(stored.memory, fields, stored.scale).numpy()
+        return compare_bits(runtime.name, layer.name, "all elements", probe.expected_weight(layer), actual)
+
+    def _traced(self, runtime: Runtime, weight: Weight, layer: VirtualLayer) -> Check:
+        """The weight that the graph itself computes; of a lookup, the rows of every id."""
+        nodes = {node.name: node for node in self.program.graph.nodes}
+        result, *ids = (nodes[name] for name in weight.place.split())
+        if ids:
+            return probe.check_rows(
+                layer, layer.name, runtime.name, lambda wanted: self._rows(result, ids[0], wanted)
+            )
+        actual = self._value(result, {}, {}).detach().contiguous().numpy()
+        return compare_bits(runtime.name, layer.name, "all elements", probe.expected_weight(layer), actual)
+
+    def _rows(
+        self, result: torch.fx.Node, ids: torch.fx.Node, wanted: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Rows by the graph's own lookup, as many at a time as its lengths allow."""
+        dims = list(ids.meta["val"].shape)
+        free = [axis for axis, length in enumerate(dims) if not isinstance(length, int)]
+        fixed = math.prod(length for length in dims if isinstance(length, int))
+        blocks = np.resize(wanted, -(-len(wanted) // fixed) * fixed)
+        step = blocks.size if free else fixed
+        found = []
+        for begin in range(0, blocks.size, step):
+            shape = [length if isinstance(length, int) else 1 for length in dims]
+            if free:
+                shape[free[0]] = step // fixed
+            lengths = {dims[axis].node.expr: shape[axis] for axis in free}
+            values = torch.from_numpy(blocks[begin : begin + step].reshape(shape)).to(ids.meta["val"].dtype)
+            rows = self._value(result, {ids: values}, lengths)
+            found.append(rows.detach().reshape(step, -1).numpy())
+        return np.concatenate(found)[: len(wanted)]
+
+    def _value(self, result: torch.fx.Node, known: dict[torch.fx.Node, Tensor], lengths: Any) -> Tensor:
+        """One value of the graph, from what it depends on alone. lengths: {symbol: int}."""
+        signature = self.program.graph_signature
+        stored = signature.inputs_to_parameters | signature.inputs_to_buffers
+        values: dict[torch.fx.Node, Any] = dict(known)
+
+        def value(node: torch.fx.Node) -> Any:
+            if node not in values:
+                if isinstance(node.meta["val"], torch.SymInt):
+                    values[node] = int(node.meta["val"].node.expr.xreplace(lengths))
+                elif node.op == "placeholder":
+                    values[node] = self.program.state_dict[stored[node.name]].detach()
+                else:
+                    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), value)
+                    values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            return values[node]
+
+        found: Tensor = value(result)
+        return found
+
+
+def open_pt2_file(path: Path) -> Pt2File:
+    """The file at `path`. Raises RoastError if it is not one of ours."""
+    note = read_note(path)
+    return Pt2File(
+        path=path,
+        target="pt2",
+        layers=[weight.layer() for weight in note.weights],
+        inputs=note.inputs,
+        outputs=note.outputs,
+        array_bytes=note.array_bytes,
+        portable=note.portable,
+        note=note,
+    )

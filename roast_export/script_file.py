@@ -1,0 +1,162 @@
+"""An exported TorchScript file, or one for the lite interpreter, as the proof sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from roast_export import probe
+from roast_export.artifact import Artifact, Tell, expected_layer
+from roast_export.compare import compare_bits, failed
+from roast_export.errors import RoastError
+from roast_export.gate import dense_check
+from roast_export.note import Note, read_note
+from roast_export.program import VirtualLayer, quiet
+from roast_export.report import Check
+from roast_export.runtimes import Runtime
+from roast_export.subject import Subject
+from roast_export.to_torchscript import WEIGHT_METHOD
+from roast_export.torch_runtimes import lite_runtimes, script_runtimes
+
+READ_BY_ROWS = 1 << 26
+"""Elements of a table above which it is read in pieces."""
+
+
+@dataclass
+class ScriptFile(Artifact):
+    """See Artifact."""
+
+    note: Note | None = None
+
+    @cached_property
+    def module(self) -> Any:
+        """The file in torch's full interpreter; the lite form carries its source for that."""
+        with quiet():
+            return torch.jit.load(str(self.path), map_location="cpu").eval()
+
+    def runtimes(self) -> list[Runtime]:
+        return (lite_runtimes if self.target == "lite" else script_runtimes)(self.portable)
+
+    def structure_checks(self, subject: Subject) -> Iterator[Check]:
+        yield dense_check(subject.layers, self.parameters(), "file")
+        if self.target == "lite":
+            return
+        for where, optimise in _OPTIMISERS.items():
+            try:
+                with quiet():
+                    frozen = optimise(self.module)
+                yield dense_check(subject.layers, _constants(frozen), where)
+            except Exception as error:
+                yield failed(where, "structure", "no dense weight", "", error)
+
+    def parameters(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        assert self.note is not None
+        arrays = {f"{weight.place}.memory": weight.array for weight in self.note.weights}
+        for name, tensor in [*self.module.named_parameters(), *self.module.named_buffers()]:
+            yield arrays.get(name, name), tensor.detach().numpy()
+
+    def weight_checks(self, subject: Subject, usable: list[Runtime], tell: Tell) -> Iterator[Check]:
+        assert self.note is not None
+        for runtime in usable:
+            method = self._method(runtime)
+            for k, weight in enumerate(self.note.weights):
+                tell(f"weights in {runtime.name}", k, len(self.note.weights))
+                layer = expected_layer(subject.layers, weight.name)
+                if layer is None:
+                    error = RoastError("the model has no such layer")
+                    yield failed(runtime.name, "weight", weight.name, "", error)
+                    continue
+                try:
+                    yield from self._weight(runtime, method, k, weight.place, layer)
+                except Exception as error:
+                    yield failed(runtime.name, "weight", weight.name, "all elements", error)
+
+    def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
+        return [
+            (runtime.name, {"kind": self.target, "native": not self.portable})
+            for runtime in usable
+            if self.portable or runtime.native
+        ]
+
+    def _method(self, runtime: Runtime) -> Callable[..., Tensor]:
+        if self.target == "lite":
+            from torch.jit.mobile import _load_for_lite_interpreter
+
+            lite = _load_for_lite_interpreter(str(self.path), map_location="cpu")
+            return lambda k, like: lite.run_method(WEIGHT_METHOD, k, like)
+        found: Callable[..., Tensor] = getattr(self.module, WEIGHT_METHOD)
+        return found
+
+    def _weight(
+        self, runtime: Runtime, method: Callable[..., Tensor], k: int, place: str, layer: VirtualLayer
+    ) -> Iterator[Check]:
+        like = torch.zeros(1)
+        by_rows = layer.kind == "embedding" and layer.mapping.numel > READ_BY_ROWS
+        if by_rows and self.target != "lite":
+            table = _at(self.module, place)
+            yield probe.check_rows(
+                layer, layer.name, runtime.name, lambda ids: table.rows(torch.from_numpy(ids)).numpy()
+            )
+            return
+        expected = probe.expected_weight(layer)
+        with torch.no_grad():
+            actual = method(k, like).numpy()
+        yield compare_bits(runtime.name, layer.name, "all elements", expected, actual)
+        if runtime.native and self.target != "lite" and layer.kind == "linear" and np.isfinite(expected).all():
+            linear = _at(self.module, place).linear
+
+            def product(x: NDArray[np.float32]) -> Any:
+                with torch.no_grad():
+                    return linear(torch.from_numpy(x), None).numpy()
+
+            yield probe.check_product(expected, layer.name, runtime.name, product)
+
+
+def open_script_file(path: Path, target: str) -> ScriptFile:
+    """The file at `path`. Raises RoastError if it is not one of ours."""
+    note = read_note(path)
+    return ScriptFile(
+        path=path,
+        target=target,
+        layers=[weight.layer() for weight in note.weights],
+        inputs=note.inputs,
+        outputs=note.outputs,
+        array_bytes=note.array_bytes,
+        portable=note.portable,
+        note=note,
+    )
+
+
+def _freeze(module: Any) -> Any:
+    return torch.jit.freeze(module)
+
+
+def _optimise(module: Any) -> Any:
+    return torch.jit.optimize_for_inference(module)
+
+
+_OPTIMISERS = {"torch.jit.freeze": _freeze, "optimize_for_inference": _optimise}
+
+
+def _at(module: Any, place: str) -> Any:
+    for part in place.split("."):
+        module = getattr(module, part)
+    return module
+
+
+def _constants(module: Any) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Tensors that a module holds, in its attributes and in its graph."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        yield name, tensor.detach().numpy()
+    for node in module.graph.findAllNodes("prim::Constant"):
+        value = node.output().toIValue() if node.hasAttribute("value") else None
+        if isinstance(value, Tensor) and value.layout is torch.strided:
+            yield node.output().debugName(), value.detach().numpy()

@@ -1,0 +1,96 @@
+"""The runtimes of torch itself: TorchScript, the lite interpreter, torch.export archives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from roast_export import torch_ops
+from roast_export.program import quiet
+from roast_export.runtimes import Array, Run, Runtime
+
+
+def library_absent() -> str | None:
+    """Why torch's operators run without the native library here, or None."""
+    return torch_ops.LIBRARY_ABSENT
+
+
+def open_script(path: str | bytes) -> Run:
+    with quiet():
+        module = torch.jit.load(_path(path), map_location="cpu").eval()
+    return _run(module)
+
+
+def open_lite(path: str | bytes) -> Run:
+    from torch.jit.mobile import _load_for_lite_interpreter
+
+    return _run(_load_for_lite_interpreter(_path(path), map_location="cpu"))
+
+
+def open_pt2(path: str | bytes) -> Run:
+    with quiet():
+        program = torch.export.load(Path(_path(path)))
+    program._guards_code = []
+    return _run(program.module(check_guards=False), program.call_spec.in_spec)
+
+
+def script_runtimes(portable: bool) -> list[Runtime]:
+    """For a .ts file. The native form runs in aten operators where the library is absent."""
+    return _forms("torchscript", open_script, portable)
+
+
+def lite_runtimes(portable: bool) -> list[Runtime]:
+    return _forms("lite interpreter", open_lite, portable)
+
+
+def pt2_runtimes(portable: bool) -> list[Runtime]:
+    return _forms("torch.export", open_pt2, portable)
+
+
+def torch_runtimes() -> list[Runtime]:
+    """Every runtime of torch, in the order in which they are tried."""
+    forms = (script_runtimes, lite_runtimes, pt2_runtimes)
+    return [runtime for form in forms for portable in (False, True) for runtime in form(portable)]
+
+
+def _forms(name: str, opener: Callable[[str | bytes], Run], portable: bool) -> list[Runtime]:
+    if portable:
+        return [Runtime(f"{name} portable", opener, lambda: None)]
+    return [
+        Runtime(f"{name} native", opener, library_absent, native=True),
+        Runtime(f"{name} without library", opener, _library_present),
+    ]
+
+
+def _library_present() -> str | None:
+    return "the library serves here" if library_absent() is None else None
+
+
+def _path(path: str | bytes) -> str:
+    assert isinstance(path, str), "torch's formats are opened from files"
+    return path
+
+
+def _run(module: Callable[..., Any], spec: Any = None) -> Run:
+    def run(inputs: dict[str, Array]) -> list[Array]:
+        values = [torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()]
+        with torch.no_grad():
+            if spec is None:
+                outputs = module(*values)
+            else:
+                args, kwargs = pytree.tree_unflatten(values, spec)
+                outputs = module(*args, **kwargs)
+        leaves = pytree.tree_leaves(outputs)
+        return [torch.as_tensor(leaf).detach().numpy() for leaf in leaves if _is_output(leaf)]
+
+    return run
+
+
+def _is_output(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor | int | float | bool)

@@ -1,0 +1,45 @@
+"""torch's archives with their text deflated.
+
+torch stores graphs and bytecode as plain text, which can be larger than a compressed model's tensors.
+Every reader of the format inflates; tensors stay as they are, at multiples of 64 bytes, because
+readers map them into memory.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEXT = ("pkl", ".py", ".json")
+LINE = 64
+LOCAL_HEADER_BYTES = 30
+PADDING_TAG = b"FB"
+"""The extra field that torch itself pads with."""
+
+
+@contextmanager
+def deflated(path: Path) -> Iterator[Path]:
+    """A path of the same name to write an archive to; on success `path` is the same archive, smaller."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        # torch names the folder inside an archive after the file.
+        large = Path(folder) / path.name
+        yield large
+        with zipfile.ZipFile(large) as source, path.open("wb") as file, zipfile.ZipFile(file, "w") as target:
+            for member in source.infolist():
+                copy = _header(member.filename, file.tell())
+                target.writestr(copy, source.read(member))
+
+
+def _header(name: str, place: int) -> zipfile.ZipInfo:
+    """A member that starts at `place`; the date is fixed, so that equal models make equal files."""
+    member = zipfile.ZipInfo(name)
+    if name.endswith(TEXT):
+        member.compress_type = zipfile.ZIP_DEFLATED
+        return member
+    begin = place + LOCAL_HEADER_BYTES + len(name.encode()) + len(PADDING_TAG) + 2
+    member.extra = PADDING_TAG + struct.pack("<H", -begin % LINE) + bytes(-begin % LINE)
+    return member
