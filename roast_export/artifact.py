@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from roast_export.program import VirtualLayer
+from roast_export.program import Dims, VirtualLayer
 from roast_export.report import Check, Layer
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from roast_export.subject import Subject
 
 Tell = Callable[[str, int, int], None]
-Dims = list[int | str]
-"""Lengths of one tensor; a dynamic dimension is its name."""
 
 
 @dataclass

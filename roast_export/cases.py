@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from roast_export.artifact import Dims
 from roast_export.errors import InputError
-from roast_export.program import ROAST_TARGETS, Inputs, call, flat_inputs
+from roast_export.program import ROAST_TARGETS, Dims, Inputs, Program, call, flat_inputs
 from roast_export.torch_ops import without_library
 
 LENGTHS = (1, 2, 3, 5)
@@ -32,9 +31,7 @@ class Case:
     expected: list[NDArray[Any]]
 
 
-def cases_for(
-    model: nn.Module, program: ExportedProgram, inputs: Inputs, dims: dict[str, Dims]
-) -> Iterator[Case]:
+def cases_for(model: nn.Module, program: Program, inputs: Inputs, dims: dict[str, Dims]) -> Iterator[Case]:
     """The example; random values at other LENGTHS, as far as the model runs there; edge values.
 
     dims: the lengths of each input, names for dynamic ones. What is expected comes from aten operators.
@@ -84,7 +81,7 @@ def _shapes(example: dict[str, Tensor], dims: dict[str, Dims]) -> Iterator[tuple
         )
 
 
-def _case(model: nn.Module, program: ExportedProgram, name: str, values: dict[str, Tensor]) -> Case:
+def _case(model: nn.Module, program: Program, name: str, values: dict[str, Tensor]) -> Case:
     with without_library():
         outputs = [leaf for leaf in pytree.tree_leaves(call(model, program, values)) if leaf is not None]
     return Case(
@@ -117,8 +114,10 @@ _PASSES_ON = {
 """Operators whose output holds the same ids as their input."""
 
 
-def _rows_indexed(program: ExportedProgram, name: str) -> list[int]:
-    """Numbers of rows of the embedding tables that look up an input's values."""
+def _rows_indexed(program: Program, name: str) -> list[int]:
+    """Numbers of rows of the embedding tables that look up an input's values, where a graph shows it."""
+    if not isinstance(program, ExportedProgram):
+        return []
     start = next(node for node in program.graph.nodes if node.name == name)
     rows, pending, seen = [], [start], {start}
     while pending:

@@ -7,6 +7,7 @@ from collections.abc import Mapping as Lookup
 from typing import Any, Literal
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from roast_export.artifact import Artifact
 from roast_export.errors import InputError, VerificationError
@@ -68,18 +69,20 @@ def export(
     tell = progress or (lambda step, done, total: None)
     with evaluation(model), replacing(path) as target:
         tell("trace", 0, 1)
-        program = program_of(model, example_inputs, dynamic_shapes)
+        script = to in ("torchscript", "lite")
+        program = program_of(model, example_inputs, dynamic_shapes, script=script)
         if not layers_of(program):
             raise InputError(
                 "nothing in this model is virtual; compress it first (roast-compress, compress())"
             )
         tell("translate", 0, 1)
-        if to == "onnx":
-            write(to_onnx(program, options), target)
-        elif to == "pt2":
-            write_pt2(program, target, portable=portable)
-        else:
+        if script:
             write_torchscript(program, target, portable=portable or to == "lite", lite=to == "lite")
+        elif isinstance(program, ExportedProgram):
+            if to == "onnx":
+                write(to_onnx(program, options), target)
+            else:
+                write_pt2(program, target, portable=portable)
         file = open_artifact(target)
         if verify:
             report = prove(model, program, file, example_inputs, progress=progress)

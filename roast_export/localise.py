@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
 from roast_export import torch_ops
@@ -34,9 +35,7 @@ class _Recorder(Interpreter):
         return value
 
 
-def first_difference(
-    subject: Subject, proto: onnx.ModelProto, runtime: Runtime, case: Case
-) -> list[Check]:
+def first_difference(subject: Subject, proto: onnx.ModelProto, runtime: Runtime, case: Case) -> list[Check]:
     """One failed check that names the first layer, in the graph's order, beyond the bound."""
     try:
         return _search(subject, proto, runtime, case)
@@ -45,6 +44,8 @@ def first_difference(
 
 
 def _search(subject: Subject, proto: onnx.ModelProto, runtime: Runtime, case: Case) -> list[Check]:
+    if not isinstance(subject.program, ExportedProgram):
+        return []
     named = {output for node in proto.graph.node for output in node.output}
     feeds = [torch.from_numpy(case.feeds[name]) for name in case.feeds]
     recorder = _Recorder(subject.program.module(check_guards=False), named)

@@ -9,12 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch.export import ExportedProgram
-
-from roast_export.artifact import Dims
 from roast_export.errors import RoastError
 from roast_export.mapping import VERSION, Mapping
-from roast_export.program import VirtualLayer, output_names, signature
+from roast_export.program import Dims, Program, VirtualLayer, output_names, signature
 from roast_export.report import Layer
 
 NOTE = "roast.json"
@@ -56,15 +53,11 @@ class Note:
         return json.dumps(asdict(self))
 
 
-def note_of(
-    program: ExportedProgram, target: str, portable: bool, uses: list[tuple[str, VirtualLayer]]
-) -> Note:
+def note_of(program: Program, target: str, portable: bool, uses: list[tuple[str, VirtualLayer]]) -> Note:
     """uses: each use of a virtual weight with the place where the file keeps it."""
     weights: dict[str, Weight] = {}
     for place, layer in uses:
-        weight = Weight(
-            layer.name, place, layer.kind, layer.mapping.to_list(), layer.scale, layer.array
-        )
+        weight = Weight(layer.name, place, layer.kind, layer.mapping.to_list(), layer.scale, layer.array)
         weights.setdefault(place, weight)
     arrays = {layer.array: layer.memory for _, layer in uses}
     return Note(

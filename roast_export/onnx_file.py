@@ -13,11 +13,12 @@ import onnx
 from numpy.typing import NDArray
 
 from roast_export import localise, onnx_ops, probe
-from roast_export.artifact import Artifact, Dims, Tell, expected_layer
+from roast_export.artifact import Artifact, Tell, expected_layer
 from roast_export.cases import Case
 from roast_export.compare import failed
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
+from roast_export.program import Dims
 from roast_export.report import Check, Layer
 from roast_export.runtimes import Runtime, native_unavailable, onnx_runtimes, optimised_copy
 from roast_export.subject import Subject

@@ -16,7 +16,7 @@ from roast_export.compare import compare_bits, failed
 from roast_export.fuse import transposed
 from roast_export.program import VirtualLayer
 from roast_export.report import Check
-from roast_export.runtimes import Runtime
+from roast_export.runtimes import Run, Runtime
 
 _AS_GATHER = dict.fromkeys(onnx_ops.LINEARS, "RoastGather")
 
@@ -43,8 +43,8 @@ def check(
     for runtime in runtimes:
         try:
             if node.op_type == "RoastEmbedding":
-                run = runtime.open(model)
-                yield check_rows(layer, node.name, runtime.name, lambda ids: run({"probe_ids": ids})[0])
+                look_up = _with(runtime.open(model), "probe_ids")
+                yield check_rows(layer, node.name, runtime.name, look_up)
                 continue
             expected = expected_weight(layer)
             if mapping == transposed(layer.mapping):
@@ -53,10 +53,15 @@ def check(
             yield compare_bits(runtime.name, node.name, "all elements", expected, actual)
             # A fused kernel has its own way to the weight; finite only, because 0 * inf is not 0.
             if node.op_type in onnx_ops.LINEARS and runtime.native and np.isfinite(expected).all():
-                run = runtime.open(product)
-                yield check_product(expected, node.name, runtime.name, lambda x: run({"probe_x": x})[0])
+                yield check_product(
+                    expected, node.name, runtime.name, _with(runtime.open(product), "probe_x")
+                )
         except Exception as error:
             yield failed(runtime.name, "weight", node.name, "all elements", error)
+
+
+def _with(run: Run, name: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    return lambda value: run({name: value})[0]
 
 
 def expected_weight(layer: VirtualLayer) -> NDArray[np.float32]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Lookup
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,15 @@ from roast_export.mapping import Mapping
 
 Inputs = tuple[Any, ...] | Lookup[str, Any]
 """Arguments of forward, in order, or by name."""
+
+Dims = list[int | str]
+"""Lengths of one tensor; a dynamic dimension is its name."""
+
+Program: TypeAlias = "ExportedProgram | Untraced"
+"""The traced form of a model, or what stands for it where there is none (untraced.py)."""
+
+if TYPE_CHECKING:
+    from roast_export.untraced import Untraced
 
 ROAST_TARGETS = {
     torch.ops.roast.gather.default: "gather",
@@ -94,8 +104,8 @@ def trace(
     devices = {str(tensor.device) for tensor in [*model.parameters(), *model.buffers()]} - {"cpu"}
     if devices:
         raise InputError(f"the model is on {sorted(devices)[0]}; move it with model.cpu()")
-    _run(model, *split(inputs))
-    named = _arguments(model, inputs)
+    run(model, *split(inputs))
+    named = arguments(model, inputs)
     wanted = {name: {0} for name in named} if every_dimension else _wanted(named, dynamic_shapes)
     if wanted is None:
         shapes = dynamic_shapes
@@ -105,7 +115,8 @@ def trace(
         shapes = _every_dimension(named) if every_dimension else _dynamic(named, wanted)
     args, kwargs = split(inputs)
     try:
-        with quiet(), torch.no_grad():
+        # torch.export prints the graph that it could not finish to stderr.
+        with quiet(), redirect_stderr(io.StringIO()), torch.no_grad():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
         fuse_program(program)
         return program
@@ -118,8 +129,10 @@ def trace(
         raise ExportError(f"torch.export cannot trace this model: {_reason(error)}") from error
 
 
-def layers_of(program: ExportedProgram) -> list[VirtualLayer]:
+def layers_of(program: Program) -> list[VirtualLayer]:
     """Every use of a virtual weight, in the order of the graph."""
+    if not isinstance(program, ExportedProgram):
+        return program.layers
     parameters = program.graph_signature.inputs_to_parameters | program.graph_signature.inputs_to_buffers
     found: list[VirtualLayer] = []
     for node in program.graph.nodes:
@@ -151,8 +164,10 @@ def layers_of(program: ExportedProgram) -> list[VirtualLayer]:
     return found
 
 
-def kept_bytes(program: ExportedProgram) -> int:
+def kept_bytes(program: Program) -> int:
     """Bytes of the parameters, buffers and constants that are not arrays of virtual weights."""
+    if not isinstance(program, ExportedProgram):
+        return program.kept_bytes
     arrays = {layer.memory.untyped_storage().data_ptr() for layer in layers_of(program)}
     seen: dict[int, int] = {}
     used = set(program.graph_signature.inputs_to_parameters.values())
@@ -164,19 +179,23 @@ def kept_bytes(program: ExportedProgram) -> int:
     return sum(seen.values()) + sum(t.numel() * t.element_size() for t in constants)
 
 
-def input_names(program: ExportedProgram) -> list[str]:
+def input_names(program: Program) -> list[str]:
     """Names of the tensor inputs in order; they are forward's argument names."""
+    if not isinstance(program, ExportedProgram):
+        return list(program.example)
     return [str(name) for name in program.graph_signature.user_inputs]
 
 
-def signature(program: ExportedProgram) -> dict[str, tuple[str, list[int | str]]]:
-    """Element type and lengths of each tensor input; a dynamic length is `<input>_<axis>`, equal ones share it."""
+def signature(program: Program) -> dict[str, tuple[str, Dims]]:
+    """Element type and lengths of each tensor input; a dynamic length is called `<input>_<axis>`."""
+    if not isinstance(program, ExportedProgram):
+        return program.signature
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     labels: dict[str, str] = {}
-    found: dict[str, tuple[str, list[int | str]]] = {}
+    found: dict[str, tuple[str, Dims]] = {}
     for name in input_names(program):
         value = nodes[name].meta["val"]
-        dims: list[int | str] = []
+        dims: Dims = []
         for axis, length in enumerate(value.shape):
             fixed = isinstance(length, int)
             dims.append(length if fixed else labels.setdefault(str(length), f"{name}_{axis}"))
@@ -184,12 +203,14 @@ def signature(program: ExportedProgram) -> dict[str, tuple[str, list[int | str]]
     return found
 
 
-def flat_inputs(program: ExportedProgram, inputs: Inputs) -> dict[str, Tensor]:
+def flat_inputs(program: Program, inputs: Inputs) -> dict[str, Tensor]:
     """Example inputs as {name: tensor}, in the order of the graph.
 
     Raises:
         InputError: their structure is not the one the model was traced with.
     """
+    if not isinstance(program, ExportedProgram):
+        return arguments(program.model, inputs)
     args, kwargs = split(inputs)
     in_spec = program.call_spec.in_spec
     order = list(in_spec.child(1).context) if in_spec.num_children == 2 else []
@@ -206,19 +227,23 @@ def flat_inputs(program: ExportedProgram, inputs: Inputs) -> dict[str, Tensor]:
     return dict(zip(input_names(program), leaves, strict=True))
 
 
-def call(model: nn.Module, program: ExportedProgram, values: dict[str, Tensor]) -> Any:
+def call(model: nn.Module, program: Program, values: dict[str, Tensor]) -> Any:
     """Run the model on flat inputs {name: tensor}.
 
     Raises:
         InputError: the model does not run on them.
     """
+    if not isinstance(program, ExportedProgram):
+        return run(model, (), values)
     leaves = [values[name] for name in input_names(program)]
     args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
-    return _run(model, args, kwargs)
+    return run(model, args, kwargs)
 
 
-def output_names(program: ExportedProgram) -> list[str]:
+def output_names(program: Program) -> list[str]:
     """A name for each tensor output: the keys of a dict, else output, or output_0, output_1 ..."""
+    if not isinstance(program, ExportedProgram):
+        return program.output_names
     outputs = program.graph_signature.user_outputs
     tree = pytree.tree_unflatten(list(range(len(outputs))), program.call_spec.out_spec)
     paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
@@ -278,7 +303,8 @@ def _layer_name(node: torch.fx.Node, kind: str) -> str:
     return path.replace(".virtual.", ".").removeprefix("virtual.")
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call the model. Raises InputError if it does not run."""
     try:
         with torch.no_grad():
             return model(*args, **kwargs)
@@ -286,7 +312,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         raise InputError(f"the model does not run on these inputs: {_first_line(error)}") from error
 
 
-def _arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """Inputs by the names of forward's arguments, in the order of the call."""
     args, kwargs = split(inputs)
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
@@ -335,7 +361,7 @@ def _without_ones(model: nn.Module, named: dict[str, Any], wanted: dict[str, set
             if isinstance(value, Tensor) and axis < value.dim() and value.shape[axis] == 1:
                 wide[name] = torch.cat((value, value), axis)
     try:
-        _run(model, (), wide)
+        run(model, (), wide)
     except InputError:
         return named
     return wide

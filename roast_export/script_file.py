@@ -110,7 +110,8 @@ class ScriptFile(Artifact):
         with torch.no_grad():
             actual = method(k, like).numpy()
         yield compare_bits(runtime.name, layer.name, "all elements", expected, actual)
-        if runtime.native and self.target != "lite" and layer.kind == "linear" and np.isfinite(expected).all():
+        finite = bool(np.isfinite(expected).all())
+        if runtime.native and self.target != "lite" and layer.kind == "linear" and finite:
             linear = _at(self.module, place).linear
 
             def product(x: NDArray[np.float32]) -> Any:

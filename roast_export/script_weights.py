@@ -34,15 +34,19 @@ class ScriptWeight(nn.Module):
 
     def forward(self, like: Tensor) -> Tensor:
         """The weight. like: any tensor that is known at run time only."""
-        return torch.ops.roast.gather(self.memory, self.mapping[min(like.numel(), 0) :], self.scale)
+        none = min(like.numel(), 0)
+        weight: Tensor = torch.ops.roast.gather(self.memory, self.mapping[none:], self.scale)
+        return weight
 
     @torch.jit.export
     def rows(self, ids: Tensor) -> Tensor:
-        return torch.ops.roast.embedding(self.memory, ids, self.mapping, self.scale)
+        rows: Tensor = torch.ops.roast.embedding(self.memory, ids, self.mapping, self.scale)
+        return rows
 
     @torch.jit.export
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return torch.ops.roast.linear(x, self.memory, bias, self.mapping, self.scale)
+        y: Tensor = torch.ops.roast.linear(x, self.memory, bias, self.mapping, self.scale)
+        return y
 
 
 class PortableScriptWeight(nn.Module):
@@ -63,7 +67,8 @@ class PortableScriptWeight(nn.Module):
         super().__init__()
         if mapping.element is not Element.HASH:
             raise ExportError(
-                "slots drawn from MT19937 have no portable form; export without --portable and ship the library"
+                "slots drawn from MT19937 have no portable form; export without --portable and ship "
+                "the library"
             )
         self.memory = memory
         self.mapping = mapping.to_list()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
-from torch.export import ExportedProgram
 
 from roast_export.artifact import Artifact
-from roast_export.program import Inputs, VirtualLayer
+from roast_export.program import Inputs, Program, VirtualLayer
 
 
 @dataclass
@@ -16,7 +15,7 @@ class Subject:
     """What is compared with what."""
 
     model: nn.Module
-    program: ExportedProgram
+    program: Program
     file: Artifact
     layers: list[VirtualLayer]
     inputs: Inputs

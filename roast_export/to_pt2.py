@@ -70,7 +70,8 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
         torch.ops.roast.linear.default: partial(_linear, uses),
     }
     with quiet(), _without_stacks(program):
-        return program.run_decompositions(table)
+        result: ExportedProgram = program.run_decompositions(table)
+    return result
 
 
 def _places(program: ExportedProgram, uses: int) -> list[str]:

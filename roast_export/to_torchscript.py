@@ -24,7 +24,16 @@ from torch.utils import _pytree as pytree
 
 from roast_export.errors import ExportError
 from roast_export.note import NOTE, note_of
-from roast_export.program import ROAST_TARGETS, VirtualLayer, input_names, layers_of, output_names, quiet
+from roast_export.program import (
+    ROAST_TARGETS,
+    Program,
+    VirtualLayer,
+    input_names,
+    layers_of,
+    output_names,
+    quiet,
+)
+from roast_export.script_layers import script_model
 from roast_export.script_weights import PortableScriptWeight, ScriptWeight
 from roast_export.torch_zip import deflated
 
@@ -49,17 +58,21 @@ _CHECKS = {
 }  # fmt: skip
 
 
-def write_torchscript(
-    program: ExportedProgram, path: Path, *, portable: bool = False, lite: bool = False
-) -> None:
+def write_torchscript(program: Program, path: Path, *, portable: bool = False, lite: bool = False) -> None:
     """Write the model as a TorchScript archive, or for the lite interpreter.
 
     Raises:
         ExportError: see to_torchscript.
     """
     with quiet():
-        module = to_torchscript(program, portable=portable)
         uses = _by_place(layers_of(program))
+        if isinstance(program, ExportedProgram):
+            module = to_torchscript(program, portable=portable)
+        else:
+            module = script_model(program.model, portable=portable)
+            # Every virtual layer holds its weight itself here, tied ones too.
+            uses = [(_holder(layer.name), layer) for layer in layers_of(program)]
+        module.define(_weight_method([_place(place) for place in dict.fromkeys(name for name, _ in uses)]))
         note = {NOTE: note_of(program, "lite" if lite else "torchscript", portable, uses).to_json()}
         with deflated(path) as large:
             if lite:
@@ -83,8 +96,7 @@ def to_torchscript(program: ExportedProgram, *, portable: bool = False) -> torch
     module = torch.jit.script(tree)
     places = {layer.node: _place(name) for name, layer in _by_place(layers)}
     source = _Source(program, values, places)
-    module.define(source.forward() + "\n")
-    module.define(_weight_method([_place(name) for name in weights]) + "\n")
+    module.define(source.forward())
     return module
 
 
@@ -103,6 +115,11 @@ def _by_place(layers: list[VirtualLayer]) -> list[tuple[str, VirtualLayer]]:
             names[key] = name
         found.append((names[key], layer))
     return found
+
+
+def _holder(name: str) -> str:
+    """Where script_layers.py keeps the weight of the parameter `name`."""
+    return f"{name.rpartition('.')[0]}.virtual".removeprefix(".")
 
 
 def _weights(layers: list[VirtualLayer], portable: bool) -> dict[str, nn.Module]:
@@ -167,7 +184,7 @@ def _weight_method(places: list[str]) -> str:
     lines = [f"def {WEIGHT_METHOD}(self, k: int, like: Tensor) -> Tensor:"]
     for k, place in enumerate(places):
         lines += [f"    if k == {k}:", f"        return {place}(like)"]
-    return "\n".join([*lines, '    raise IndexError("there is no such virtual weight")'])
+    return "\n".join([*lines, '    raise IndexError("there is no such virtual weight")', ""])
 
 
 class _Source:
@@ -191,18 +208,17 @@ class _Source:
         for node in self.program.graph.nodes:
             if node.op == "call_function":
                 lines += [f"    {line}" for line in self._statement(node)]
-        return "\n".join([*lines, f"    return {self._result()}"])
+        return "\n".join([*lines, f"    return {self._result()}", ""])
 
     def _statement(self, node: torch.fx.Node) -> list[str]:
         self.names[node.name] = f"v_{node.name}"
-        short = getattr(node.target, "_opname", "")
-        if short in _CHECKS or (not node.users and isinstance(node.target, torch._ops.OpOverload)):
-            if short in _CHECKS or not node.target._schema.is_mutable:  # type: ignore[union-attr]
-                return []
+        op = node.target if isinstance(node.target, torch._ops.OpOverload) else None
+        if op is not None and (op._opname in _CHECKS or (not node.users and not op._schema.is_mutable)):
+            return []
         return [f"{self.names[node.name]} = {self._expression(node)}"]
 
     def _expression(self, node: torch.fx.Node) -> str:
-        kind = ROAST_TARGETS.get(node.target)
+        kind = ROAST_TARGETS.get(node.target)  # type: ignore[call-overload]
         if kind is not None:
             return self._read(node, kind)
         template = _ARITHMETIC.get(node.target)
@@ -238,7 +254,7 @@ class _Source:
 
     def _value(self, value: Any) -> str:
         if isinstance(value, torch.fx.Node):
-            return self.names[value.name]
+            return str(self.names[value.name])
         if isinstance(value, list | tuple):
             return f"[{', '.join(self._value(item) for item in value)}]"
         if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
@@ -262,4 +278,3 @@ class _Source:
             names = output_names(self.program)
             return "{" + ", ".join(f'"{n}": {v}' for n, v in zip(names, values, strict=True)) + "}"
         return f"({', '.join(values)},)"
-

@@ -71,7 +71,7 @@ def without_library() -> Iterator[None]:
 
     torch.jit's own interpreter does not see it.
     """
-    with _Aten():
+    with _Aten():  # type: ignore[no-untyped-call]
         yield
 
 
@@ -266,7 +266,7 @@ def _register() -> None:
         ours.impl("linear", _linear, device)
     _KEEP.append(ours)
 
-    fakes = {
+    fakes: dict[str, Callable[..., Tensor]] = {
         "gather": _fake_gather,
         "gather_backward": _fake_sums,
         "embedding": _fake_embedding,
@@ -287,7 +287,6 @@ def _register() -> None:
 
 _KEEP: list[library.Library] = []
 """Registrations last as long as the objects that made them."""
-
 
 
 def _load() -> str | None:

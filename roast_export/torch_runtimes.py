@@ -62,14 +62,10 @@ def torch_runtimes() -> list[Runtime]:
 def _forms(name: str, opener: Callable[[str | bytes], Run], portable: bool) -> list[Runtime]:
     if portable:
         return [Runtime(f"{name} portable", opener, lambda: None)]
-    return [
-        Runtime(f"{name} native", opener, library_absent, native=True),
-        Runtime(f"{name} without library", opener, _library_present),
-    ]
-
-
-def _library_present() -> str | None:
-    return "the library serves here" if library_absent() is None else None
+    native = Runtime(f"{name} native", opener, library_absent, native=True)
+    if library_absent() is None:
+        return [native]
+    return [native, Runtime(f"{name} without library", opener, lambda: None)]
 
 
 def _path(path: str | bytes) -> str:

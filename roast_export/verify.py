@@ -20,7 +20,7 @@ from roast_export import gate
 from roast_export.artifact import Artifact
 from roast_export.cases import Case, cases_for
 from roast_export.compare import compare_values, failed
-from roast_export.errors import InputError, RoastError
+from roast_export.errors import ExportError, InputError, RoastError
 from roast_export.mapping import Mapping
 from roast_export.measure import measure
 from roast_export.note import read_note
@@ -28,6 +28,7 @@ from roast_export.onnx_file import open_onnx
 from roast_export.program import (
     Inputs,
     LoadedProgram,
+    Program,
     VirtualLayer,
     evaluation,
     flat_inputs,
@@ -40,6 +41,7 @@ from roast_export.runtimes import Run, Runtime, onnx_runtimes
 from roast_export.script_file import open_script_file
 from roast_export.subject import Subject
 from roast_export.torch_runtimes import torch_runtimes
+from roast_export.untraced import untraced
 
 Progress = Callable[[str, int, int], None]
 """Called with a step's name, how much of it is done, and how much there is."""
@@ -75,7 +77,8 @@ def verify(
     """
     file = open_artifact(Path(path))
     with evaluation(model):
-        program = program_of(model, example_inputs, _dynamic_of(file))
+        script = file.target in ("torchscript", "lite")
+        program = program_of(model, example_inputs, _dynamic_of(file), script=script)
         return prove(model, program, file, example_inputs, runtimes, atol, rtol, progress)
 
 
@@ -94,19 +97,24 @@ def open_artifact(path: Path) -> Artifact:
 
 
 def program_of(
-    model: nn.Module, example_inputs: Inputs | None, dynamic_shapes: Any = None
-) -> ExportedProgram:
-    """The traced form of a model; archives carry theirs."""
+    model: nn.Module, example_inputs: Inputs | None, dynamic_shapes: Any = None, *, script: bool = False
+) -> Program:
+    """The traced form of a model; archives carry theirs. script: the target may do without it."""
     if isinstance(model, LoadedProgram):
         return model.program
     if example_inputs is None:
         raise InputError("a live module needs example_inputs (--input NAME:DTYPE[DIMS] or --inputs FILE.npz)")
-    return trace(model, example_inputs, dynamic_shapes)
+    try:
+        return trace(model, example_inputs, dynamic_shapes)
+    except ExportError:
+        if not script:
+            raise
+    return untraced(model, example_inputs, dynamic_shapes)
 
 
 def prove(
     model: nn.Module,
-    program: ExportedProgram,
+    program: Program,
     file: Artifact,
     example_inputs: Inputs | None = None,
     runtimes: Sequence[str] | None = None,
@@ -199,9 +207,7 @@ def _measure(subject: Subject, usable: list[Runtime], report: Report, tell: Prog
     tell("measure", len(wanted), len(wanted))
 
 
-def _run_case(
-    subject: Subject, runtime: Runtime, run: Run, case: Case, report: Report
-) -> Iterator[Check]:
+def _run_case(subject: Subject, runtime: Runtime, run: Run, case: Case, report: Report) -> Iterator[Check]:
     feeds = {name: case.feeds[name] for name in subject.file.inputs}
     try:
         outputs = run(feeds)
@@ -252,6 +258,8 @@ def _dynamic_of(file: Artifact) -> dict[str, dict[int, str]] | None:
     return {name: axes for name, axes in named.items() if axes} or None
 
 
-def _example(program: ExportedProgram) -> Inputs:
+def _example(program: Program) -> Inputs:
+    if not isinstance(program, ExportedProgram):
+        return program.example
     args, kwargs = cast(tuple[tuple[Any, ...], dict[str, Any]], program.example_inputs)
     return args if args else kwargs

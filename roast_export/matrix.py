@@ -1,0 +1,168 @@
+"""Several files of one model, proved in every runtime: one table, one verdict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roast_export.report import Check, Measurement, Report
+from roast_export.report_files import bars, page, to_junit
+from roast_export.report_text import (
+    MAX_FAILURES,
+    bytes_text,
+    count,
+    failure_text,
+    ordered_failures,
+    seconds_text,
+    table,
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One file in one runtime."""
+
+    report: Report
+    runtime: str
+    checks: list[Check]
+    measurement: Measurement | None
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def weights(self) -> str:
+        """How many elements of virtual weights were read back with equal bits."""
+        found = [check for check in self.checks if check.kind == "weight"]
+        wrong = sum(not check.passed for check in found)
+        return f"{wrong} of {len(found)} differ" if wrong else f"{sum(c.elements for c in found):,} equal"
+
+    @property
+    def worst(self) -> Check | None:
+        """The output that is nearest to its bound, or furthest beyond it."""
+        outputs = [check for check in self.checks if check.kind == "output"]
+        return max(outputs, key=lambda c: (not c.passed, c.difference / (c.bound or 1.0)), default=None)
+
+
+@dataclass
+class Matrix:
+    """The reports of one model's files."""
+
+    model: str
+    reports: list[Report]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every file was proved in at least one runtime and nothing failed."""
+        return bool(self.reports) and all(report.passed for report in self.reports)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """File by runtime, in order. Checks of the file itself are in the report."""
+        found = []
+        for report in self.reports:
+            runs = [c for c in report.checks if c.kind in ("weight", "output") and c.runtime != "file"]
+            for runtime in dict.fromkeys(check.runtime for check in runs):
+                checks = [check for check in runs if check.runtime == runtime]
+                found.append(Cell(report, runtime, checks, _measurement(report, runtime)))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        reports = [report.to_dict() for report in self.reports]
+        return {"model": self.model, "passed": self.passed, "reports": reports}
+
+    def __str__(self) -> str:
+        proof = ["file", "runtime", "weights", ">worst output", ">bound", "result"]
+        costs = ["file", "runtime", ">bytes", ">load", ">one run", ">memory after runs"]
+        measured = [_costs(cell, cell.measurement) for cell in self.cells if cell.measurement is not None]
+        parts = [table(f"{self.model}: {count(len(self.reports), 'file')}", proof, map(_row, self.cells))]
+        if measured:
+            parts.append(table("Measured in fresh processes (memory: growth)", costs, measured))
+        for report in self.reports:
+            failures = ordered_failures(report)
+            parts += [
+                f"FAIL {report.path}: {c.runtime}, {c.kind} {c.name}, {c.case}: {failure_text(c)}"
+                for c in failures[:MAX_FAILURES]
+            ]
+            if len(failures) > MAX_FAILURES:
+                parts.append(f"... and {len(failures) - MAX_FAILURES:,} more failures in {report.path}")
+            parts += [f"not used for {report.path}: {n}: {why}" for n, why in report.skipped.items()]
+            parts += [f"warning: {report.path}: {text}" for text in report.warnings]
+        return "\n".join([*parts, self.verdict])
+
+    @property
+    def verdict(self) -> str:
+        wrong = [report.path for report in self.reports if not report.passed]
+        checks = sum(len(report.checks) for report in self.reports)
+        if wrong:
+            return f"FAILED: {', '.join(wrong)}"
+        return f"PASSED: {count(checks, 'check')}, {count(len(self.cells), 'cell')} of file and runtime"
+
+    def save(self, path: str | Path) -> None:
+        """Write it; the suffix chooses the form: .html, .json, .xml (JUnit), else plain text."""
+        path = Path(path)
+        if path.suffix == ".html":
+            text = page("matrix.html.j2", matrix=self, charts=_charts(self.cells))
+        elif path.suffix == ".json":
+            text = json.dumps(self.to_dict(), indent=1) + "\n"
+        elif path.suffix == ".xml":
+            text = to_junit(*self.reports)
+        else:
+            text = f"{self}\n"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _measurement(report: Report, runtime: str) -> Measurement | None:
+    """ONNX's measurements go by the path alone: "native" is "onnxruntime native"."""
+    names = (runtime, runtime.removeprefix("onnxruntime "))
+    return next((item for item in report.measurements if item.path in names), None)
+
+
+def _row(cell: Cell) -> tuple[str, ...]:
+    worst = cell.worst
+    return (
+        Path(cell.report.path).name,
+        cell.runtime,
+        cell.weights,
+        f"{worst.difference:.2g}" if worst else "",
+        f"{worst.bound:.2g}" if worst else "",
+        "pass" if cell.passed else "FAIL",
+    )
+
+
+def _costs(cell: Cell, cost: Measurement) -> tuple[str, ...]:
+    return (
+        Path(cell.report.path).name,
+        cell.runtime,
+        bytes_text(cell.report.file_bytes),
+        seconds_text(cost.load_seconds),
+        seconds_text(cost.run_seconds),
+        bytes_text(cost.run_resident_bytes) if cost.load_peak_bytes else "-",
+    )
+
+
+def _charts(cells: list[Cell]) -> dict[str, Any]:
+    """Bars by title."""
+    files = {Path(cell.report.path).name: cell.report.file_bytes for cell in cells}
+    dense = {"dense": cells[0].report.dense_bytes} if cells else {}
+    known = [(_label(cell), cell.measurement) for cell in cells if cell.measurement is not None]
+    worst = [(_label(cell), cell.worst) for cell in cells if cell.worst is not None]
+    charts = {
+        "Bytes on disk": {k: (float(v), bytes_text(v)) for k, v in (dense | files).items()},
+        "Resident memory after runs": {
+            k: (float(m.run_resident_bytes), bytes_text(m.run_resident_bytes)) for k, m in known
+        },
+        "Latency of one run": {k: (m.run_seconds, seconds_text(m.run_seconds)) for k, m in known},
+        "Worst difference, part of its bound": {
+            k: (c.difference / (c.bound or 1.0), f"{c.difference:.2g}") for k, c in worst
+        },
+    }
+    return {title: bars(values) for title, values in charts.items() if values}
+
+
+def _label(cell: Cell) -> str:
+    return f"{Path(cell.report.path).name}, {cell.runtime}"
