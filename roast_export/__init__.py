@@ -12,7 +12,7 @@ from roast_export.errors import (
     VerificationError,
 )
 from roast_export.export import export
-from roast_export.libraries import ort_library_path
+from roast_export.libraries import ort_library_path, torch_library_path
 from roast_export.load import load, save
 from roast_export.mapping import Mapping
 from roast_export.modules import (
@@ -55,5 +55,6 @@ __all__ = [
     "save",
     "scale_gradients",
     "summary",
+    "torch_library_path",
     "verify",
 ]

@@ -44,6 +44,11 @@ class Artifact(ABC):
     def file_bytes(self) -> int:
         return self.path.stat().st_size
 
+    @property
+    def code_limit(self) -> int:
+        """Bytes of machine code that the size gate lets through beside the data."""
+        return 0
+
     @abstractmethod
     def runtimes(self) -> list[Runtime]:
         """Every runtime that takes this format, in the order in which they are tried."""

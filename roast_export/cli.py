@@ -20,18 +20,18 @@ import torch
 
 from roast_export.compress import compress
 from roast_export.errors import ExportError, InputError, RoastError, VerificationError
-from roast_export.export import export
+from roast_export.export import TARGETS, export
+from roast_export.import_report import import_report
 from roast_export.inputs import merge_inputs, parse_dynamic
 from roast_export.inspect import inspect
 from roast_export.load import load, save
+from roast_export.matrix import Matrix
 from roast_export.progress import progress
 from roast_export.report import Report
-from roast_export.runtimes import runtimes
+from roast_export.runtimes import onnx_runtimes
 from roast_export.summary import summary
+from roast_export.torch_runtimes import torch_runtimes
 from roast_export.verify import verify
-
-TARGETS = {"onnx": ".onnx"}
-"""Targets that can be written today, with the suffix of their files."""
 
 REPORT_SUFFIXES = (".html", ".json", ".xml", ".txt")
 REFUSED, MISMATCH, INTERRUPTED = 1, 2, 130
@@ -110,6 +110,15 @@ _loading = _options(
     click.option(
         "--trust", is_flag=True, help="Open pickled modules. A pickle can run any code: only files you trust."
     ),
+    click.option(
+        "--facts",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="What a research checkpoint does not store (scale, seed ...), as .toml or .json.",
+    ),
+    click.option(
+        "--keep-dense", is_flag=True, help="Expand the weight of a research layer that has no formula."
+    ),
 )
 _examples = _options(
     click.option(
@@ -139,7 +148,7 @@ _reporting = click.option(
 def _list_runtimes(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
-    for runtime in runtimes():
+    for runtime in [*onnx_runtimes(), *torch_runtimes()]:
         reason = runtime.unavailable()
         click.echo(f"{runtime.name}: {'usable' if reason is None else f'not usable: {reason}'}")
     context.exit(0)
@@ -176,7 +185,7 @@ def _list_runtimes(context: click.Context, parameter: click.Parameter, value: bo
 @click.option(
     "--portable",
     is_flag=True,
-    help="Carry packed signs where they come from MT19937, so that the file runs without the library.",
+    help="A file that needs no library: aten operators (torchscript, pt2), packed MT19937 signs (onnx).",
 )
 @click.option("--no-verify", is_flag=True, help="Put the file in place without the proof.")
 @_reporting
@@ -200,6 +209,8 @@ def export_command(
     opset: int | None,
     factory: str | None,
     trust: bool,
+    facts: Path | None,
+    keep_dense: bool,
     weights: Literal["virtual", "materialized"],
     portable: bool,
     no_verify: bool,
@@ -211,7 +222,7 @@ def export_command(
     _check_report(report_path, model, output)
     examples = merge_inputs(specs, inputs_file)
     dynamic = parse_dynamic(dynamic_specs, examples)
-    loaded = load(model, model=factory, trust=trust)
+    loaded = _opened(model, factory, trust, facts, keep_dense)
     with progress() as show:
         _reported(
             lambda: export(
@@ -249,6 +260,8 @@ def verify_command(
     inputs_file: Path | None,
     factory: str | None,
     trust: bool,
+    facts: Path | None,
+    keep_dense: bool,
     chosen: Sequence[str],
     atol: float | None,
     rtol: float | None,
@@ -256,14 +269,12 @@ def verify_command(
 ) -> None:
     """Compare each EXPORTED file with MODEL in every runtime at hand."""
     _check_report(report_path, model, *exported)
-    if report_path is not None and len(exported) > 1:
-        raise InputError("--report holds the report of one file; verify one file at a time with it")
     missing = [str(path) for path in exported if not path.is_file()]
     if missing:
         raise InputError(f"{missing[0]}: there is no such file")
     examples = merge_inputs(specs, inputs_file)
-    loaded = load(model, model=factory, trust=trust)
-    failed: dict[str, Report] = {}
+    loaded = _opened(model, factory, trust, facts, keep_dense)
+    matrix = Matrix(str(model), [])
     for path in exported:
         with progress() as show:
             report = verify(
@@ -274,17 +285,17 @@ def verify_command(
                 atol=atol,
                 rtol=rtol,
                 progress=show,
+                trust=trust,
             )
         report.model = str(model)
-        click.echo(str(report))
-        _save_report(report, report_path)
-        if not report.passed:
-            failed[str(path)] = report
-    if failed:
-        raise VerificationError(
-            f"{', '.join(failed)}: not proved equal to {model}; the reason is above",
-            next(iter(failed.values())),
-        )
+        matrix.reports.append(report)
+    shown = matrix.reports[0] if len(exported) == 1 else matrix
+    click.echo(str(shown))
+    _save_report(shown, report_path)
+    wrong = [report for report in matrix.reports if not report.passed]
+    if wrong:
+        names = ", ".join(report.path for report in wrong)
+        raise VerificationError(f"{names}: not proved equal to {model}; the reason is above", wrong[0])
 
 
 @click.command("roast-inspect", cls=RoastCommand)
@@ -292,9 +303,11 @@ def verify_command(
 @_loading
 @_debug
 @_version
-def inspect_command(file: Path, factory: str | None, trust: bool) -> None:
+def inspect_command(
+    file: Path, factory: str | None, trust: bool, facts: Path | None, keep_dense: bool
+) -> None:
     """Show what is in FILE: virtual weights, arrays, sizes, and how it would run on this machine."""
-    click.echo(str(inspect(file, model=factory, trust=trust)))
+    click.echo(str(inspect(file, model=factory, trust=trust, facts=facts)))
 
 
 @click.command("roast-compress", cls=RoastCommand)
@@ -330,6 +343,8 @@ def compress_command(
     inputs_file: Path | None,
     factory: str | None,
     trust: bool,
+    facts: Path | None,
+    keep_dense: bool,
     seed: int,
     min_params: int,
     include: Sequence[str],
@@ -352,7 +367,7 @@ def compress_command(
             "or --inputs FILE.npz"
         )
     compressed = compress(
-        load(model, model=factory, trust=trust),
+        _opened(model, factory, trust, facts, keep_dense),
         ratio,
         seed=seed,
         min_params=min_params,
@@ -370,6 +385,17 @@ def compress_command(
     _check_output(output, model)
     save(compressed, output, examples)
     click.echo(f"wrote {output}, {output.stat().st_size:,} bytes")
+
+
+def _opened(
+    path: Path, factory: str | None, trust: bool, facts: Path | None, keep_dense: bool
+) -> torch.nn.Module:
+    """The model; what became of research layers in it is shown."""
+    loaded = load(path, model=factory, trust=trust, facts=facts, keep_dense=keep_dense)
+    imported = import_report(loaded)
+    if imported is not None:
+        click.echo(str(imported))
+    return loaded
 
 
 def _check_output(output: Path, model: Path) -> None:
@@ -405,7 +431,7 @@ def _reported(work: Callable[[], Report], model: Path, report_path: Path | None)
     _save_report(report, report_path)
 
 
-def _save_report(report: Report, path: Path | None) -> None:
+def _save_report(report: Report | Matrix, path: Path | None) -> None:
     if path is None:
         return
     try:

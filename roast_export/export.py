@@ -16,12 +16,13 @@ from roast_export.gate import describe, size_check
 from roast_export.program import Inputs, evaluation, layers_of
 from roast_export.report import Report
 from roast_export.subject import Subject
+from roast_export.to_aoti import write_aoti
 from roast_export.to_onnx import DEFAULT_OPSET, OnnxOptions, to_onnx, write
 from roast_export.to_pt2 import write_pt2
 from roast_export.to_torchscript import write_torchscript
 from roast_export.verify import ATOL, RTOL, Progress, open_artifact, program_of, prove
 
-TARGETS = {"onnx": ".onnx", "torchscript": ".ts", "lite": ".ptl", "pt2": ".pt2"}
+TARGETS = {"onnx": ".onnx", "torchscript": ".ts", "lite": ".ptl", "pt2": ".pt2", "aoti": ".aoti.pt2"}
 """What can be written, with the suffix of the files."""
 
 
@@ -81,9 +82,11 @@ def export(
         elif isinstance(program, ExportedProgram):
             if to == "onnx":
                 write(to_onnx(program, options), target)
+            elif to == "aoti":
+                write_aoti(program, target)
             else:
                 write_pt2(program, target, portable=portable)
-        file = open_artifact(target)
+        file = open_artifact(target, trust=True)
         if verify:
             report = prove(model, program, file, example_inputs, progress=progress)
         else:

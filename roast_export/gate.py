@@ -35,6 +35,7 @@ def describe(subject: Subject) -> Report:
     report.limit_bytes = int(
         SLACK * (report.array_bytes + report.kept_bytes) + GRAPH_BYTES + LAYER_BYTES * len(report.layers)
     )
+    report.limit_bytes += file.code_limit
     report.inputs = {
         name: f"{dtype}[{', '.join(map(str, dims))}]" for name, (dtype, dims) in file.inputs.items()
     }

@@ -1,9 +1,11 @@
-"""Where the native libraries are. Each is one shared library without run-time dependencies."""
+"""Where the native libraries are, and how torch's is loaded."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import roast_export
@@ -19,6 +21,57 @@ def ort_library_path() -> str:
         RoastError: there is no such file.
     """
     return _find("roast_ort", "ROAST_ORT_LIBRARY")
+
+
+def torch_library_path() -> str:
+    """Path of the torch operator library, for `torch.ops.load_library` and C++ programs.
+
+    The environment variable ROAST_TORCH_LIBRARY wins over the library that was installed; its value
+    `none` means that no library is to be used.
+
+    Raises:
+        RoastError: there is no such file, or none is to be used.
+    """
+    if os.environ.get("ROAST_TORCH_LIBRARY") == "none":
+        raise RoastError(
+            "ROAST_TORCH_LIBRARY is none, which means no library; unset it to use the installed one"
+        )
+    return _find("roast_torch", "ROAST_TORCH_LIBRARY")
+
+
+def load_torch_library() -> None:
+    """Load the torch operator library into this process, unless torch has its operators already.
+
+    Raises:
+        RoastError: there is no library, it cannot be loaded, or its version is not this package's.
+            Where another version is loaded, torch has its operators from then on.
+    """
+    import torch
+
+    if not hasattr(torch.ops.roast, "version"):
+        path = str(Path(torch_library_path()).absolute())
+        try:
+            torch.ops.load_library(path)
+            status = ctypes.CDLL(path).roast_torch_status
+        except (OSError, AttributeError) as error:
+            reason = error.__cause__ or error
+            raise RoastError(f"{path} is not a torch operator library that works here: {reason}") from error
+        status.restype = ctypes.c_char_p
+        if refusal := status():
+            raise RoastError(f"{path}: {refusal.decode()}")
+    loaded, ours = torch.ops.roast.version(), version("roast-export")
+    if loaded != ours:
+        raise RoastError(
+            f"two versions of roast-export in one process: {ours} from {Path(__file__).parent}, {loaded} "
+            f"from {_loaded_from()}; keep one of them, or build the library anew"
+        )
+
+
+def _loaded_from() -> str:
+    import torch
+
+    paths = [path for path in torch.ops.loaded_libraries if Path(path).name == _file_name("roast_torch")]
+    return paths[0] if paths else "a library that the program has loaded itself"
 
 
 def _find(name: str, variable: str) -> str:

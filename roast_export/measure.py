@@ -136,12 +136,30 @@ def _open_torch(request: dict[str, Any]) -> Run:
         from torch.jit.mobile import _load_for_lite_interpreter
 
         module = _load_for_lite_interpreter(request["path"])
+    elif request["kind"] == "pt2":
+        return _open_pt2(request["path"])
     else:
         module = torch.jit.load(request["path"]).eval()
 
     def run(feeds: dict[str, Any]) -> Any:
         with torch.no_grad():
             return module(*(torch.from_numpy(value) for value in feeds.values()))
+
+    return run
+
+
+def _open_pt2(path: str) -> Run:
+    import torch
+
+    program = torch.export.load(path)
+    program._guards_code = []
+    module, spec = program.module(check_guards=False), program.call_spec.in_spec
+
+    def run(feeds: dict[str, Any]) -> Any:
+        values = [torch.from_numpy(value) for value in feeds.values()]
+        args, kwargs = torch.utils._pytree.tree_unflatten(values, spec)
+        with torch.no_grad():
+            return module(*args, **kwargs)
 
     return run
 

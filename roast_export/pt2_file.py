@@ -71,6 +71,13 @@ class Pt2File(Artifact):
                 except Exception as error:
                     yield failed(runtime.name, "weight", weight.name, "all elements", error)
 
+    def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
+        return [
+            (runtime.name, {"kind": "pt2", "native": not self.portable})
+            for runtime in usable
+            if self.portable or runtime.native
+        ]
+
     def _stored(self, runtime: Runtime, weight: Weight, stored: VirtualLayer, layer: VirtualLayer) -> Check:
         """The weight of an operator in the graph, by the operators that serve here."""
         fields = stored.mapping.to_list()

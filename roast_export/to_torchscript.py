@@ -243,7 +243,7 @@ class _Source:
     def _like(self) -> str:
         if not self.inputs:
             raise ExportError("a model without inputs is a constant; it has no TorchScript form")
-        return next(iter(self.inputs.values()))
+        return str(next(iter(self.inputs.values())))
 
     def _argument(self, value: Any, argument: Any) -> str:
         if isinstance(value, list | tuple) and not value:

@@ -24,20 +24,20 @@ def library_absent() -> str | None:
 def open_script(path: str | bytes) -> Run:
     with quiet():
         module = torch.jit.load(_path(path), map_location="cpu").eval()
-    return _run(module)
+    return run_on(module)
 
 
 def open_lite(path: str | bytes) -> Run:
     from torch.jit.mobile import _load_for_lite_interpreter
 
-    return _run(_load_for_lite_interpreter(_path(path), map_location="cpu"))
+    return run_on(_load_for_lite_interpreter(_path(path), map_location="cpu"))
 
 
 def open_pt2(path: str | bytes) -> Run:
     with quiet():
         program = torch.export.load(Path(_path(path)))
     program._guards_code = []
-    return _run(program.module(check_guards=False), program.call_spec.in_spec)
+    return run_on(program.module(check_guards=False), program.call_spec.in_spec)
 
 
 def script_runtimes(portable: bool) -> list[Runtime]:
@@ -73,7 +73,9 @@ def _path(path: str | bytes) -> str:
     return path
 
 
-def _run(module: Callable[..., Any], spec: Any = None) -> Run:
+def run_on(module: Callable[..., Any], spec: Any = None) -> Run:
+    """A function from named arrays to all outputs. spec: how the traced call took its arguments."""
+
     def run(inputs: dict[str, Array]) -> list[Array]:
         values = [torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()]
         with torch.no_grad():

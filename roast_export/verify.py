@@ -17,6 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from roast_export import gate
+from roast_export.aoti_file import open_aoti_file
 from roast_export.artifact import Artifact
 from roast_export.cases import Case, cases_for
 from roast_export.compare import compare_values, failed
@@ -64,26 +65,31 @@ def verify(
     atol: float | None = None,
     rtol: float | None = None,
     progress: Progress | None = None,
+    trust: bool = False,
 ) -> Report:
     """Compare an exported file with the model it came from. A mismatch is in the report, not raised.
 
     path: .onnx, TorchScript, lite interpreter or .pt2; the content tells which.
     runtimes: names to use ("onnxruntime native", ...); default: all that fit the model's size.
     atol, rtol: the bound on outputs; default ATOL, RTOL.
+    trust: the file comes from someone you trust with running code on this machine (aoti only).
 
     Raises:
         InputError: no example inputs for a live module, or a runtime that is not known.
         RoastError: the file was not written by roast-export.
     """
-    file = open_artifact(Path(path))
+    file = open_artifact(Path(path), trust=trust)
     with evaluation(model):
         script = file.target in ("torchscript", "lite")
         program = program_of(model, example_inputs, _dynamic_of(file), script=script)
         return prove(model, program, file, example_inputs, runtimes, atol, rtol, progress)
 
 
-def open_artifact(path: Path) -> Artifact:
-    """An exported file by what is in it. Raises RoastError if it is not one of ours."""
+def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
+    """An exported file by what is in it. Raises RoastError if it is not one of ours.
+
+    trust: the file may be one whose comparison runs machine code from it.
+    """
     if not path.is_file():
         raise RoastError(f"{path} does not exist")
     if not zipfile.is_zipfile(path):
@@ -93,6 +99,13 @@ def open_artifact(path: Path) -> Artifact:
         return open_script_file(path, target)
     if target == "pt2":
         return open_pt2_file(path)
+    if target == "aoti" and trust:
+        return open_aoti_file(path)
+    if target == "aoti":
+        raise RoastError(
+            f"{path} holds machine code, and comparing it runs it; add --trust (trust=True) if you trust "
+            "where it comes from"
+        )
     raise RoastError(f"{path} is of the unknown kind {target!r}; upgrade roast-export")
 
 

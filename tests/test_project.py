@@ -30,6 +30,7 @@ CONTRACT = {
     "verify": "model, path, *, example_inputs=None, runtimes=None, atol=None, rtol=None",
     "create_session": "path, sess_options=None, **kw",
     "ort_library_path": "",
+    "torch_library_path": "",
 }
 
 

@@ -1,0 +1,123 @@
+"""An AOTInductor package as the proof sees it. Opening one runs its machine code."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch.utils import _pytree as pytree
+
+from roast_export import probe, torch_ops
+from roast_export.artifact import Artifact, Tell, expected_layer
+from roast_export.compare import compare_bits, failed
+from roast_export.errors import RoastError
+from roast_export.note import Note, read_note
+from roast_export.program import Program
+from roast_export.report import Check
+from roast_export.runtimes import Run, Runtime
+from roast_export.subject import Subject
+from roast_export.torch_runtimes import library_absent, run_on
+
+CODE_BYTES = 2 << 20
+CODE_BYTES_OF_LAYER = 16 << 10
+"""What AOTInductor's own code may take, beside the size gate of the data."""
+
+
+@dataclass
+class AotiFile(Artifact):
+    """See Artifact. Constants lie in the machine code, so they are looked for by their bytes."""
+
+    note: Note | None = None
+    code: bytes = b""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    """Arguments of each call of an operator on a virtual weight, by name, as the package states them."""
+
+    @property
+    def code_limit(self) -> int:
+        return CODE_BYTES + CODE_BYTES_OF_LAYER * len(self.layers)
+
+    def runtimes(self) -> list[Runtime]:
+        native = library_absent() is None
+        name = "AOTInductor native" if native else "AOTInductor without library"
+        return [Runtime(name, open_aoti, lambda: None, native=native)]
+
+    def structure_checks(self, subject: Subject) -> Iterator[Check]:
+        for layer in subject.layers:
+            dense = probe.expected_weight(layer).tobytes()
+            passed = len(dense) < 1024 or dense not in self.code
+            yield Check("file", "structure", "no dense weight", layer.name, 1, passed)
+        for name, tensor in _used(subject.program).items():
+            # What the code holds under no name is as good as any: equal bytes, somewhere in it.
+            passed = tensor.numpy().tobytes() in self.code
+            note = "" if passed else "its bytes are not in the package"
+            yield Check("file", "weight", name, "stored values", tensor.numel(), passed, note=note)
+
+    def parameters(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        return iter(())
+
+    def weight_checks(self, subject: Subject, usable: list[Runtime], tell: Tell) -> Iterator[Check]:
+        assert self.note is not None
+        called = {(tuple(call["mapping"]), float(call["scale"])) for call in self.calls}
+        for runtime in usable:
+            for done, weight in enumerate(self.note.weights):
+                tell(f"weights in {runtime.name}", done, len(self.note.weights))
+                layer = expected_layer(subject.layers, weight.name)
+                try:
+                    if layer is None:
+                        raise RoastError("the model has no such layer")
+                    if (tuple(weight.mapping), float(weight.scale)) not in called:
+                        raise RoastError("the package calls no operator with this mapping and scale")
+                    expected = probe.expected_weight(layer)
+                    actual = torch_ops.gather(layer.memory, weight.mapping, weight.scale).numpy()
+                    yield compare_bits(runtime.name, weight.name, "all elements", expected, actual)
+                except Exception as error:
+                    yield failed(runtime.name, "weight", weight.name, "all elements", error)
+
+
+def open_aoti(path: str | bytes) -> Run:
+    assert isinstance(path, str), "a package is opened from its file"
+    model = torch._inductor.aoti_load_package(path)
+    return run_on(model, pytree.treespec_loads(model.loader.get_call_spec()[0]))
+
+
+def open_aoti_file(path: Path) -> AotiFile:
+    """The file at `path`; nothing in it runs yet. Raises RoastError if it is not one of ours."""
+    note = read_note(path)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        code = b"".join(archive.read(name) for name in names if name.endswith(".so"))
+        nodes = [json.loads(archive.read(name)) for name in names if name.endswith(".wrapper.json")]
+    calls = [
+        {argument["name"]: next(iter(argument["arg"].values())) for argument in node["node"]["inputs"]}
+        for content in nodes
+        for node in content["nodes"]
+        if node["node"]["target"].startswith("roast::")
+    ]
+    return AotiFile(
+        path=path,
+        target="aoti",
+        layers=[weight.layer() for weight in note.weights],
+        inputs=note.inputs,
+        outputs=note.outputs,
+        array_bytes=note.array_bytes,
+        note=note,
+        code=code,
+        calls=calls,
+    )
+
+
+def _used(program: Program) -> dict[str, torch.Tensor]:
+    """Parameters and buffers that the graph reads."""
+    if not isinstance(program, torch.export.ExportedProgram):
+        return {}
+    signature = program.graph_signature
+    names = (signature.inputs_to_parameters | signature.inputs_to_buffers).values()
+    read = {node.name for node in program.graph.nodes if node.users}
+    stored = {v: k for k, v in (signature.inputs_to_parameters | signature.inputs_to_buffers).items()}
+    return {name: program.state_dict[name].detach() for name in names if stored[name] in read}

@@ -1,0 +1,52 @@
+"""Exported program in, AOTInductor package out: machine code for this kind of processor, and constants.
+
+The operators on virtual weights stay calls of the library, so the package holds the array and no weight.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from roast_export.errors import ExportError
+from roast_export.note import NOTE, note_of
+from roast_export.program import layers_of, quiet
+
+
+def compiler_absent() -> str | None:
+    """Why AOTInductor cannot compile here, or None."""
+    if shutil.which("g++") or shutil.which("clang++"):
+        return None
+    return "AOTInductor needs a C++ compiler and finds none; install g++, or export to pt2"
+
+
+def write_aoti(program: ExportedProgram, path: Path) -> None:
+    """Compile the program. It takes a minute or more, and the file runs on processors like this one.
+
+    Raises:
+        ExportError: there is no compiler, or AOTInductor cannot compile the model.
+    """
+    reason = compiler_absent()
+    if reason is not None:
+        raise ExportError(reason)
+    note = note_of(program, "aoti", False, [(layer.node, layer) for layer in layers_of(program)])
+    # torch insists on the suffix .pt2, whatever the file is to be called.
+    package = path.with_name(path.name + ".pt2")
+    try:
+        with quiet():
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+        with zipfile.ZipFile(package, "a") as archive:
+            root = archive.namelist()[0].partition("/")[0]
+            archive.writestr(f"{root}/extra/{NOTE}", note.to_json())
+        package.rename(path)
+    except (OSError, ExportError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(f"AOTInductor cannot compile this model: {lines[0]}") from error
+    finally:
+        package.unlink(missing_ok=True)
