@@ -38,6 +38,8 @@ class Artifact(ABC):
     """Whether runtimes are meant to expand the weights."""
     portable: bool = False
     """Whether it also runs where the library is not."""
+    names_weights: bool = True
+    """Whether its weights can be read back one by one."""
     warnings: list[str] = field(default_factory=list)
 
     @property

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import click
 import torch
 
+from roast_export.all_runtimes import all_runtimes
 from roast_export.compress import compress
 from roast_export.errors import ExportError, InputError, RoastError, VerificationError
 from roast_export.export import TARGETS, export
@@ -28,9 +29,7 @@ from roast_export.load import load, save
 from roast_export.matrix import Matrix
 from roast_export.progress import progress
 from roast_export.report import Report
-from roast_export.runtimes import onnx_runtimes
 from roast_export.summary import summary
-from roast_export.torch_runtimes import torch_runtimes
 from roast_export.verify import verify
 
 REPORT_SUFFIXES = (".html", ".json", ".xml", ".txt")
@@ -148,7 +147,7 @@ _reporting = click.option(
 def _list_runtimes(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
-    for runtime in [*onnx_runtimes(), *torch_runtimes()]:
+    for runtime in all_runtimes():
         reason = runtime.unavailable()
         click.echo(f"{runtime.name}: {'usable' if reason is None else f'not usable: {reason}'}")
     context.exit(0)
@@ -247,7 +246,7 @@ def export_command(
 @click.argument("exported", type=click.Path(path_type=Path), nargs=-1, required=True)
 @_examples
 @_loading
-@click.option("--runtime", "chosen", multiple=True, metavar="NAME", help="Only this runtime. Repeatable.")
+@click.option("--runtime", "chosen", multiple=True, metavar="NAME", help="Only this runtime. Repeatable; all is every one.")
 @click.option("--atol", type=click.FloatRange(min=0), help="Absolute bound on outputs.")
 @click.option("--rtol", type=click.FloatRange(min=0), help="Relative bound on outputs.")
 @_reporting

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping as Lookup
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 from torch.export import ExportedProgram
 
+from roast_export import to_ort, to_web
 from roast_export.artifact import Artifact
 from roast_export.errors import InputError, VerificationError
 from roast_export.files import replacing
@@ -22,7 +25,15 @@ from roast_export.to_pt2 import write_pt2
 from roast_export.to_torchscript import write_torchscript
 from roast_export.verify import ATOL, RTOL, Progress, open_artifact, program_of, prove
 
-TARGETS = {"onnx": ".onnx", "torchscript": ".ts", "lite": ".ptl", "pt2": ".pt2", "aoti": ".aoti.pt2"}
+TARGETS = {
+    "onnx": ".onnx",
+    "ort": ".ort",
+    "web": ".onnx",
+    "torchscript": ".ts",
+    "lite": ".ptl",
+    "pt2": ".pt2",
+    "aoti": ".aoti.pt2",
+}
 """What can be written, with the suffix of the files."""
 
 
@@ -59,13 +70,14 @@ def export(
         raise InputError(f"target {to!r} is not one of {', '.join(TARGETS)}")
     if weights not in ("virtual", "materialized"):
         raise InputError(f"weights {weights!r} must be 'virtual' or 'materialized'")
-    if to != "onnx" and (opset is not None or weights != "virtual"):
+    if to not in ("onnx", "ort", "web") and (opset is not None or weights != "virtual"):
         raise InputError(f"opset and weights='materialized' belong to ONNX; leave them out for {to}")
+    names = _names(dynamic_shapes)
     options = OnnxOptions(
         opset=DEFAULT_OPSET if opset is None else opset,
         materialized=weights == "materialized",
         portable=portable,
-        dim_names=_names(dynamic_shapes),
+        dim_names=names,
     )
     tell = progress or (lambda step, done, total: None)
     with evaluation(model), replacing(path) as target:
@@ -78,14 +90,15 @@ def export(
             )
         tell("translate", 0, 1)
         if script:
-            write_torchscript(program, target, portable=portable or to == "lite", lite=to == "lite")
+            always = to == "lite"
+            write_torchscript(program, target, portable=portable or always, lite=always, dim_names=names)
         elif isinstance(program, ExportedProgram):
-            if to == "onnx":
-                write(to_onnx(program, options), target)
+            if to in ("onnx", "ort", "web"):
+                _write_onnx(program, options, target, to)
             elif to == "aoti":
-                write_aoti(program, target)
+                write_aoti(program, target, dim_names=names)
             else:
-                write_pt2(program, target, portable=portable)
+                write_pt2(program, target, portable=portable, dim_names=names)
         file = open_artifact(target, trust=True)
         if verify:
             report = prove(model, program, file, example_inputs, progress=progress)
@@ -95,6 +108,20 @@ def export(
         if report.failures:
             raise VerificationError(_summary(report), report)
     return report
+
+
+def _write_onnx(program: ExportedProgram, options: OnnxOptions, target: Path, to: str) -> None:
+    model = to_onnx(program, options)
+    if to == "onnx":
+        write(model, target)
+        return
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        source = Path(folder) / "model.onnx"
+        write(model, source)
+        if to == "ort":
+            to_ort.write(source, target, portable=options.portable)
+        else:
+            to_web.write(source, target)
 
 
 def _names(shapes: Any) -> dict[str, dict[int, str]] | None:

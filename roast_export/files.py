@@ -16,7 +16,7 @@ from roast_export.errors import ExportError
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path of the same name in a fresh folder beside `path`; on success what is there is moved into place.
 
-    A file `<name>.data` beside it moves along (ONNX external data).
+    Files that were written beside it move along (`<name>.data` of ONNX, a page's settings).
 
     Raises:
         ExportError: the folder cannot be written or the disk is full.
@@ -40,10 +40,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _move(folder: Path, target: Path) -> None:
     """Data first, because the file itself is what readers open. Data that is no longer used goes."""
     data = target.with_name(f"{target.name}.data")
-    new_data = folder / data.name
-    has_data = new_data.exists()
-    if has_data:
-        os.replace(new_data, data)
+    has_data = (folder / data.name).exists()
+    for beside in sorted(path for path in folder.iterdir() if path.is_file() and path.name != target.name):
+        os.replace(beside, target.with_name(beside.name))
     os.replace(folder / target.name, target)
     if not has_data:
         data.unlink(missing_ok=True)

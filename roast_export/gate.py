@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from roast_export import torch_ops
 from roast_export.compare import compare_bits
 from roast_export.program import VirtualLayer, kept_bytes
-from roast_export.report import Check, Report
+from roast_export.report import Check, Layer, Report
 from roast_export.subject import Subject
 from roast_export.to_onnx import array_names
 
@@ -28,13 +28,15 @@ def describe(subject: Subject) -> Report:
     """The facts of the file, before anything is compared."""
     file = subject.file
     report = Report(model=type(subject.model).__name__, path=str(file.path), target=file.target)
-    report.layers = file.layers
+    report.layers = file.layers or [_layer(layer) for layer in subject.layers]
     report.file_bytes = file.file_bytes
     report.array_bytes = file.array_bytes
     report.kept_bytes = kept_bytes(subject.program)
-    report.limit_bytes = int(
-        SLACK * (report.array_bytes + report.kept_bytes) + GRAPH_BYTES + LAYER_BYTES * len(report.layers)
-    )
+    # What the file says of itself can only lower its own limit.
+    arrays = {layer.array: layer.memory.nbytes for layer in subject.layers}
+    array_bytes = min(report.array_bytes, sum(arrays.values()))
+    n_layers = min(len(report.layers), len(subject.layers))
+    report.limit_bytes = int(SLACK * (array_bytes + report.kept_bytes) + GRAPH_BYTES + LAYER_BYTES * n_layers)
     report.limit_bytes += file.code_limit
     report.inputs = {
         name: f"{dtype}[{', '.join(map(str, dims))}]" for name, (dtype, dims) in file.inputs.items()
@@ -45,6 +47,12 @@ def describe(subject: Subject) -> Report:
         if not bool(torch.isfinite(layer.memory).all())
     ]
     return report
+
+
+def _layer(layer: VirtualLayer) -> Layer:
+    m = layer.mapping
+    fields = tuple(m.to_list())
+    return Layer(layer.name, layer.kind, m.shape, m.n_memory, m.tile, layer.scale, layer.array, fields)
 
 
 def size_check(report: Report) -> Check:

@@ -37,6 +37,8 @@ class Cell:
     def weights(self) -> str:
         """How many elements of virtual weights were read back with equal bits."""
         found = [check for check in self.checks if check.kind == "weight"]
+        if not found:
+            return "not read apart"
         wrong = sum(not check.passed for check in found)
         return f"{wrong} of {len(found)} differ" if wrong else f"{sum(c.elements for c in found):,} equal"
 

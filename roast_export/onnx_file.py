@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from roast_export import localise, onnx_ops, probe
+from roast_export.all_runtimes import optional_runtimes
 from roast_export.artifact import Artifact, Tell, expected_layer
 from roast_export.cases import Case
 from roast_export.compare import failed
@@ -40,9 +41,10 @@ class OnnxFile(Artifact):
         return size_of(self.path)
 
     def runtimes(self) -> list[Runtime]:
-        drawn = any(node.op_type == "RoastGatherDrawn" for node in self.nodes)
+        drawn = any(onnx_ops.is_drawn(node.op_type) for node in self.nodes)
         reason = "this file needs the library (weights drawn from MT19937)" if drawn else None
-        return [runtime if runtime.native else runtime.refusing(reason) for runtime in onnx_runtimes()]
+        found = [*onnx_runtimes(), *optional_runtimes()]
+        return [runtime if runtime.native else runtime.refusing(reason) for runtime in found]
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
         yield self._checker()
@@ -107,14 +109,14 @@ def open_onnx(path: Path) -> OnnxFile:
     return OnnxFile(
         path=path,
         target="onnx",
-        layers=[_layer(node) for node in nodes],
+        layers=[layer_of(node) for node in nodes],
         inputs={value.name: _signature(value) for value in proto.graph.input},
         outputs=[value.name for value in proto.graph.output],
         array_bytes=sum(_bytes(tensor) for tensor in proto.graph.initializer if tensor.name in arrays),
         materialized=any(
             p.key == "roast.weights" and p.value == "materialized" for p in proto.metadata_props
         ),
-        portable=not any(node.op_type == "RoastGatherDrawn" for node in nodes),
+        portable=not any(onnx_ops.is_drawn(node.op_type) for node in nodes),
         proto=proto,
     )
 
@@ -128,7 +130,7 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:
                 yield attribute.t.name, onnx.numpy_helper.to_array(attribute.t)
 
 
-def _layer(node: onnx.NodeProto) -> Layer:
+def layer_of(node: onnx.NodeProto) -> Layer:
     mapping, scale = onnx_ops.mapping_of(node)
     return Layer(
         name=node.name,

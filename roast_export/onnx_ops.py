@@ -41,13 +41,19 @@ _LENGTHS = {"view": 2, "perm": 4, "tile": 2, "origin": 2, "hash1": 5, "hash2": 5
 DRAWN_ATTRIBUTES = dict.fromkeys(("element", "seed", "sign", "sign_seed", "sign_skip"), "INT")
 
 GATHERS = ("RoastGather", "RoastGatherFolded", "RoastGatherSigned", "RoastGatherDrawn")
-LINEARS = ("RoastLinear", "RoastLinearBias")
-OPERATORS = (*GATHERS, "RoastEmbedding", *LINEARS)
+LINEARS = ("RoastLinear", "RoastLinearBias", "RoastLinearDrawn", "RoastLinearBiasDrawn")
+EMBEDDINGS = ("RoastEmbedding", "RoastEmbeddingDrawn")
+OPERATORS = (*GATHERS, *EMBEDDINGS, *LINEARS)
 
 
 def needs_stream(mapping: Mapping) -> bool:
     """Whether map or signs come from MT19937, which has no form in standard ops."""
     return mapping.element is not Element.HASH or mapping.sign is Sign.MT19937
+
+
+def is_drawn(operator: str) -> bool:
+    """Whether an operator takes maps and signs from MT19937, and so runs with the library only."""
+    return operator.endswith("Drawn")
 
 
 def attributes(mapping: Mapping, scale: float, operator: str) -> dict[str, Any]:
@@ -64,10 +70,10 @@ def attributes(mapping: Mapping, scale: float, operator: str) -> dict[str, Any]:
         "range": mapping.range,
         "align": mapping.align,
         "n_memory": mapping.n_memory,
-        "unit": mapping.row_unit if operator == "RoastEmbedding" else mapping.tile_unit,
+        "unit": mapping.row_unit if operator in EMBEDDINGS else mapping.tile_unit,
         "scale": float(scale),
     }
-    if operator == "RoastGatherDrawn":
+    if is_drawn(operator):
         found |= {
             "element": int(mapping.element),
             "seed": mapping.seed,
@@ -137,7 +143,7 @@ def array_of(node: onnx.NodeProto) -> str:
 def functions(operators: Iterable[str], opset: int) -> list[onnx.FunctionProto]:
     """Model-local functions in standard ops for those of `operators` that have one."""
     wanted = set(operators)
-    if wanted & {"RoastGatherSigned", *LINEARS}:
+    if wanted & {"RoastGatherSigned", "RoastLinear", "RoastLinearBias"}:
         wanted.add("RoastGather")
     return [_parse(name, opset) for name in OPERATORS if name in wanted and name in _BODIES]
 
@@ -154,13 +160,13 @@ def _schema(name: str) -> onnx.defs.OpSchema:
     inputs = [parameter("memory", "T", "The shared array, [n_memory].")]
     if name in LINEARS:
         inputs.insert(0, parameter("x", "tensor(float)", "[..., in]"))
-    if name == "RoastLinearBias":
+    if name.startswith("RoastLinearBias"):
         inputs.append(parameter("bias", "tensor(float)", "[out]"))
     if name == "RoastGatherSigned":
         inputs.append(parameter("signs", "tensor(uint8)", "Packed sign bits."))
-    if name == "RoastEmbedding":
+    if name in EMBEDDINGS:
         inputs.append(parameter("ids", "tensor(int64)", "Rows to read, any shape."))
-    extra = DRAWN_ATTRIBUTES if name == "RoastGatherDrawn" else {}
+    extra = DRAWN_ATTRIBUTES if is_drawn(name) else {}
     kinds = onnx.defs.OpSchema.AttrType
     return onnx.defs.OpSchema(
         name,

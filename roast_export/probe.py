@@ -18,7 +18,9 @@ from roast_export.program import VirtualLayer
 from roast_export.report import Check
 from roast_export.runtimes import Run, Runtime
 
-_AS_GATHER = dict.fromkeys(onnx_ops.LINEARS, "RoastGather")
+_AS_GATHER = {
+    name: "RoastGatherDrawn" if onnx_ops.is_drawn(name) else "RoastGather" for name in onnx_ops.LINEARS
+}
 
 _INPUTS = {
     "probe_ids": helper.make_tensor_value_info("probe_ids", TensorProto.INT64, [None]),
@@ -42,7 +44,7 @@ def check(
         return
     for runtime in runtimes:
         try:
-            if node.op_type == "RoastEmbedding":
+            if node.op_type in onnx_ops.EMBEDDINGS:
                 look_up = _with(runtime.open(model), "probe_ids")
                 yield check_rows(layer, node.name, runtime.name, look_up)
                 continue
@@ -111,7 +113,7 @@ def _model_of(proto: onnx.ModelProto, node: onnx.NodeProto, operator: str) -> on
         "RoastLinear": ["probe_x", memory],
         "RoastLinearBias": ["probe_x", memory, "probe_bias"],
         "RoastGatherSigned": list(node.input),
-    }.get(operator, [memory])
+    }.get(operator.removesuffix("Drawn"), [memory])
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     alone.op_type = operator

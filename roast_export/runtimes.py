@@ -106,6 +106,13 @@ def onnx_runtimes() -> list[Runtime]:
     ]
 
 
+def ort_runtimes(portable: bool) -> list[Runtime]:
+    """The runtimes of a .ort file, which is not optimised again when it is loaded."""
+    if portable:
+        return [Runtime("onnxruntime .ort portable", _open_folded, lambda: None)]
+    return [Runtime("onnxruntime .ort native", _open_native, native_unavailable, native=True)]
+
+
 def _register(options: onnxruntime.SessionOptions) -> None:
     library = ort_library_path()
     if _is_registered(options):

@@ -4,7 +4,7 @@ Cases for one virtual weight:
 1. a hashed map: RoastGather, or RoastEmbedding where rows are looked up; with a standard-op function
 2. weights "materialized": RoastGatherFolded, which every runtime folds at load
 3. signs from MT19937, portable asked for: RoastGatherSigned with packed bits
-4. anything else from MT19937: RoastGatherDrawn, which needs the library
+4. anything else from MT19937: RoastGatherDrawn, RoastEmbeddingDrawn, RoastLinearDrawn: they need the library
 """
 
 from __future__ import annotations
@@ -127,20 +127,20 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
 
     def embedding(memory: Any, ids: Any, mapping: Sequence[int], scale: float) -> Any:
         record = Mapping.from_list([int(x) for x in mapping])
-        if options.materialized or onnx_ops.needs_stream(record):
+        if _expands(record, options):
             return standard.Gather(gather(memory, mapping, scale), ids, axis=0)
         ids = standard.Cast(ids, to=int(ir.DataType.INT64)) if ids.dtype != ir.DataType.INT64 else ids
-        return roast.RoastEmbedding(memory, ids, **onnx_ops.attributes(record, scale, "RoastEmbedding"))
+        name = "RoastEmbedding" + _drawn(record)
+        return getattr(roast, name)(memory, ids, **onnx_ops.attributes(record, scale, name))
 
     def linear(x: Any, memory: Any, bias: Any, mapping: Sequence[int], scale: float) -> Any:
         record = Mapping.from_list([int(x) for x in mapping])
-        if options.materialized or onnx_ops.needs_stream(record):
+        if _expands(record, options):
             product = standard.MatMul(x, standard.Transpose(gather(memory, mapping, scale), perm=[1, 0]))
             return product if bias is None else standard.Add(product, bias)
-        if bias is None:
-            return roast.RoastLinear(x, memory, **onnx_ops.attributes(record, scale, "RoastLinear"))
-        attributes = onnx_ops.attributes(record, scale, "RoastLinearBias")
-        return roast.RoastLinearBias(x, memory, bias, **attributes)
+        name = ("RoastLinear" if bias is None else "RoastLinearBias") + _drawn(record)
+        inputs = [x, memory] if bias is None else [x, memory, bias]
+        return getattr(roast, name)(*inputs, **onnx_ops.attributes(record, scale, name))
 
     table: dict[Callable[..., Any], Callable[..., Any]] = {
         torch.ops.roast.gather.default: gather,
@@ -163,6 +163,15 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
         raise ExportError(f"torch.onnx cannot translate this model: {str(cause).splitlines()[0]}") from error
     assert exported is not None
     return exported.model
+
+
+def _expands(mapping: Mapping, options: OnnxOptions) -> bool:
+    """Whether the weight is made before it is used, although an operator could use it as it is."""
+    return options.materialized or (options.portable and onnx_ops.needs_stream(mapping))
+
+
+def _drawn(mapping: Mapping) -> str:
+    return "Drawn" if onnx_ops.needs_stream(mapping) else ""
 
 
 def _operator(mapping: Mapping, options: OnnxOptions) -> str:
@@ -314,6 +323,7 @@ def _metadata(program: ExportedProgram, options: OnnxOptions) -> dict[str, str]:
         "roast.minimum_runtime": "onnxruntime 1.20; with the library 1.16",
     }
     layers = layers_of(program)
+    found["roast.layers"] = str(len(layers))
     names = array_names(layers)
     for array, memory in {layer.array: layer.memory for layer in layers}.items():
         digest = hashlib.sha256(memory.contiguous().numpy().tobytes()).hexdigest()

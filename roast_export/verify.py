@@ -17,6 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from roast_export import gate
+from roast_export.all_runtimes import all_runtimes, optional_runtimes
 from roast_export.aoti_file import open_aoti_file
 from roast_export.artifact import Artifact
 from roast_export.cases import Case, cases_for
@@ -26,6 +27,7 @@ from roast_export.mapping import Mapping
 from roast_export.measure import measure
 from roast_export.note import read_note
 from roast_export.onnx_file import open_onnx
+from roast_export.ort_file import open_ort
 from roast_export.program import (
     Inputs,
     LoadedProgram,
@@ -38,10 +40,9 @@ from roast_export.program import (
 )
 from roast_export.pt2_file import open_pt2_file
 from roast_export.report import Check, Report
-from roast_export.runtimes import Run, Runtime, onnx_runtimes
+from roast_export.runtimes import Run, Runtime
 from roast_export.script_file import open_script_file
 from roast_export.subject import Subject
-from roast_export.torch_runtimes import torch_runtimes
 from roast_export.untraced import untraced
 
 Progress = Callable[[str, int, int], None]
@@ -70,7 +71,8 @@ def verify(
     """Compare an exported file with the model it came from. A mismatch is in the report, not raised.
 
     path: .onnx, TorchScript, lite interpreter or .pt2; the content tells which.
-    runtimes: names to use ("onnxruntime native", ...); default: all that fit the model's size.
+    runtimes: names to use ("onnxruntime native", ...); "all"; default: those of
+        onnxruntime, onnx and torch that fit the model's size.
     atol, rtol: the bound on outputs; default ATOL, RTOL.
     trust: the file comes from someone you trust with running code on this machine (aoti only).
 
@@ -93,7 +95,7 @@ def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
     if not path.is_file():
         raise RoastError(f"{path} does not exist")
     if not zipfile.is_zipfile(path):
-        return open_onnx(path)
+        return open_ort(path) if _head(path)[4:8] == b"ORTM" else open_onnx(path)
     target = read_note(path).target
     if target in ("torchscript", "lite"):
         return open_script_file(path, target)
@@ -107,6 +109,11 @@ def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
             "where it comes from"
         )
     raise RoastError(f"{path} is of the unknown kind {target!r}; upgrade roast-export")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)
 
 
 def program_of(
@@ -164,6 +171,8 @@ def prove(
 
 def weight_checks(subject: Subject, usable: list[Runtime], tell: Progress) -> list[Check]:
     """Every element of every virtual weight in every runtime: equal bits."""
+    if not subject.file.names_weights:
+        return []
     checks = list(subject.file.weight_checks(subject, usable, tell))
     found = {layer.name.partition("#")[0] for layer in subject.file.layers}
     covered = {_weight(layer) for layer in subject.layers if layer.name in found}
@@ -237,18 +246,21 @@ def _run_case(subject: Subject, runtime: Runtime, run: Run, case: Case, report: 
 
 def _usable(subject: Subject, wanted: Sequence[str] | None, report: Report) -> list[Runtime]:
     known = subject.file.runtimes()
-    everywhere = {runtime.name for runtime in [*known, *onnx_runtimes(), *torch_runtimes()]}
+    every = wanted is not None and "all" in wanted
+    optional = {runtime.name for runtime in optional_runtimes()}
+    everywhere = {runtime.name for runtime in [*known, *all_runtimes()]}
     for name in wanted or ():
-        if name not in everywhere:
+        if name not in everywhere | {"all"}:
             raise InputError(f"no runtime is called {name!r}; known are {', '.join(sorted(everywhere))}")
     usable = []
     for runtime in known:
-        if wanted is not None and runtime.name not in wanted:
+        named = wanted is not None and runtime.name in wanted
+        if not named and not every and (wanted is not None or runtime.name in optional):
             continue
         reason = runtime.unavailable()
         if (
             reason is None
-            and wanted is None
+            and not named
             and runtime.limit is not None
             and subject.virtual_elements > runtime.limit
         ):

@@ -1,0 +1,22 @@
+"""Every runtime this version knows, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from roast_export import runtime_qemu, runtime_web
+from roast_export.runtimes import Runtime, onnx_runtimes, ort_runtimes
+from roast_export.torch_runtimes import torch_runtimes
+
+
+def all_runtimes() -> list[Runtime]:
+    """Those of every format; the ones that need other software than the package last."""
+    return [
+        *onnx_runtimes(),
+        *(runtime for portable in (False, True) for runtime in ort_runtimes(portable)),
+        *torch_runtimes(),
+        *optional_runtimes(),
+    ]
+
+
+def optional_runtimes() -> list[Runtime]:
+    """Runtimes of ONNX files on phones and in browsers; used where they are asked for."""
+    return [*runtime_qemu.runtimes(), *runtime_web.runtimes()]

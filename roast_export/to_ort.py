@@ -1,0 +1,244 @@
+"""An exported .onnx in, onnxruntime's own format out, for builds that read nothing else.
+
+Two forms, because a .ort holds no functions:
+1. native: the `ai.roast` nodes as they are. It runs with the operator library only, in any build since 1.16,
+   minimal builds and the old onnxruntime-mobile package included.
+2. portable: every layer written out in standard operators. It needs no library, but a build that has int64
+   arithmetic and Mod (today's full packages do, onnxruntime-mobile 1.18 does not), and it is slow.
+
+Neither is optimised again when it is loaded, so weights stay virtual in every session.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from roast_export import onnx_ops
+from roast_export.errors import ExportError, RoastError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+SLACK = 1.02
+GRAPH_BYTES = 64 * 1024
+LAYER_BYTES = {False: 1024, True: 12 * 1024}
+"""The size gate, by form: SLACK * stored tensors + GRAPH_BYTES + LAYER_BYTES for each layer."""
+
+SMALLEST_WEIGHT = 64
+"""Elements below which a tensor is not taken for an expanded weight."""
+
+_SMALL_CONSTANT = 4 * (SMALLEST_WEIGHT - 1)
+"""Bytes up to which constants are folded, in the portable form: too few for a weight."""
+
+_BOUNDED_FOLDING = (1, 27)
+"""The first onnxruntime that can bound what it folds; older ones must not fold at all."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor inside a .ort: its name, dimensions and bytes."""
+
+    name: str
+    dims: tuple[int, ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class OrtModel:
+    """What a .ort says: operators as (domain, opset, name), standard domain "ai.onnx"; stored tensors."""
+
+    operators: tuple[tuple[str, int, str], ...]
+    tensors: tuple[StoredTensor, ...]
+
+
+def write(source: Path, target: Path, *, portable: bool = False) -> OrtModel:
+    """Write the .onnx file `source` as `target`, and check what came out.
+
+    Raises:
+        ExportError: the file has no such form, or the result would not stay small.
+    """
+    proto = onnx.load(source)
+    layers = [node for node in proto.graph.node if node.domain == onnx_ops.DOMAIN]
+    _check_form(layers, portable)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            if portable:
+                _save(_written_out(source, Path(folder)), target, portable)
+            else:
+                _save(source, target, portable)
+        except RoastError:
+            raise
+        except Exception as error:
+            raise ExportError(f"onnxruntime cannot write {target.name}: {str(error).strip()}") from error
+    model = read(target)
+    complaint = _size_complaint(proto, layers, target, portable) or dense_complaint(
+        proto, layers, [(tensor.name, tensor.dims) for tensor in model.tensors]
+    )
+    if complaint:
+        target.unlink()
+        raise ExportError(f"{target.name}: {complaint}")
+    return model
+
+
+def read(path: Path) -> OrtModel:
+    """What is in a .ort file.
+
+    Raises:
+        RoastError: it is not one.
+    """
+    try:
+        return _read(path)
+    except Exception as error:
+        raise RoastError(f"{path} is not an .ort file that this onnxruntime writes: {error}") from error
+
+
+def required_operators(models: list[OrtModel]) -> str:
+    """The text of a required_operators.config, for a build of onnxruntime with nothing else in it.
+
+    Operators of the library are left out: such a build takes them from the library.
+    """
+    wanted: dict[tuple[str, int], set[str]] = {}
+    for model in models:
+        for domain, opset, name in model.operators:
+            if domain != onnx_ops.DOMAIN:
+                wanted.setdefault((domain, opset), set()).add(name)
+    lines = [
+        f"{domain};{opset};{','.join(sorted(names))}" for (domain, opset), names in sorted(wanted.items())
+    ]
+    return "\n".join(["# Operators of the model; those of ai.roast come with the library.", *lines, ""])
+
+
+def _check_form(layers: list[onnx.NodeProto], portable: bool) -> None:
+    kinds = {node.op_type for node in layers}
+    if "RoastGatherFolded" in kinds:
+        raise ExportError(
+            "a .ort is not optimised when it is loaded, so materialized weights would be stored dense; "
+            "export with weights='virtual', or ship the .onnx"
+        )
+    if portable and "RoastGatherDrawn" in kinds:
+        raise ExportError(
+            "weights drawn from MT19937 have no standard-operator form; ship the native .ort with the "
+            "library, or export the .onnx with --portable"
+        )
+
+
+def _save(source: Path, target: Path, portable: bool) -> None:
+    """At the basic level: higher ones bring operators that a build without contrib operators refuses."""
+    import onnxruntime
+
+    options = _options(target, "ConstantFolding;NchwcTransformer")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    if portable:
+        # Everything was done before, and names would grow again.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    else:
+        from roast_export.runtimes import create_session
+
+        create_session(source, options)
+
+
+def _written_out(source: Path, folder: Path) -> Path:
+    """The model with its functions written out, small constants folded and inner names short.
+
+    A .ort keeps every name that it ever had: the functions' own would be larger than the model.
+    """
+    import onnxruntime
+
+    large = folder / "large.onnx"
+    bounded = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= _BOUNDED_FOLDING
+    options = _options(large, "NchwcTransformer" if bounded else "ConstantFolding;NchwcTransformer")
+    entry = "optimization.constant_folding_max_output_size_in_bytes"
+    options.add_session_config_entry(entry, str(_SMALL_CONSTANT))
+    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    proto = onnx.load(large)
+    _shorten(proto, keep={tensor.name for tensor in onnx.load(source).graph.initializer})
+    onnx.save(proto, folder / "short.onnx")
+    return folder / "short.onnx"
+
+
+def _options(target: Path, disabled: str) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(target)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("optimization.disable_specified_optimizers", disabled)
+    return options
+
+
+def _shorten(proto: onnx.ModelProto, keep: set[str]) -> None:
+    graph = proto.graph
+    keep = keep | {value.name for value in [*graph.input, *graph.output]} | {""}
+    short: dict[str, str] = {}
+
+    def renamed(name: str) -> str:
+        return name if name in keep else short.setdefault(name, f"_{len(short)}")
+
+    for node in graph.node:
+        if any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute):
+            return  # names of a subgraph may mean values outside it; then all stay long
+    for node in graph.node:
+        node.name = ""
+        node.input[:] = map(renamed, node.input)
+        node.output[:] = map(renamed, node.output)
+    for tensor in graph.initializer:
+        tensor.name = renamed(tensor.name)
+    del graph.value_info[:]
+
+
+def _size_complaint(
+    proto: onnx.ModelProto, layers: list[onnx.NodeProto], target: Path, portable: bool
+) -> str | None:
+    stored = sum(len(tensor.SerializeToString()) for tensor in proto.graph.initializer)
+    limit = int(SLACK * stored + GRAPH_BYTES + LAYER_BYTES[portable] * len(layers))
+    size = target.stat().st_size
+    return f"has {size} bytes, more than {limit}" if size > limit else None
+
+
+def dense_complaint(
+    proto: onnx.ModelProto, layers: list[onnx.NodeProto], stored: list[tuple[str, tuple[int, ...]]]
+) -> str | None:
+    """A tensor (name, dims) that the .onnx did not have, and that is as large as a virtual weight."""
+    mappings = [(node.name, onnx_ops.mapping_of(node)[0]) for node in layers]
+    known = {tensor.name for tensor in proto.graph.initializer}
+    for tensor, dims in stored:
+        numel = math.prod(dims)
+        for name, mapping in mappings:
+            large = numel >= max(SMALLEST_WEIGHT, mapping.n_memory // 8)
+            if tensor not in known and large and numel == mapping.numel:
+                return f"{tensor} {list(dims)} holds {name}, expanded"
+    return None
+
+
+def _read(path: Path) -> OrtModel:
+    from onnxruntime.tools.ort_format_model import OrtFormatModelProcessor
+
+    # It reads the file and finds the schema's own readers, which have no other public entry.
+    graph = OrtFormatModelProcessor(str(path), {}, None)._model.Graph()
+    operators = sorted(set(_operators(graph)))
+    tensors = []
+    for k in range(graph.InitializersLength()):
+        tensor = graph.Initializers(k)
+        dims = tuple(int(tensor.Dims(d)) for d in range(tensor.DimsLength()))
+        tensors.append(StoredTensor(tensor.Name().decode(), dims, int(tensor.RawDataLength())))
+    return OrtModel(tuple(operators), tuple(tensors))
+
+
+def _operators(graph: Any) -> Iterator[tuple[str, int, str]]:
+    """Of a graph and the graphs in its nodes' attributes."""
+    for k in range(graph.NodesLength()):
+        node = graph.Nodes(k)
+        yield node.Domain().decode() or "ai.onnx", int(node.SinceVersion()), node.OpType().decode()
+        for a in range(node.AttributesLength()):
+            inner = node.Attributes(a).G()
+            if inner is not None:
+                yield from _operators(inner)
