@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.limits import MODEL_TARGETS, layer_rows
 from bench.results import Results
 from bench.text import MEMORY_COLUMNS, memory_cells, peer_text, spread_text, time_text, what_text
 from roast_export.report_text import bytes_text, shape_text
 
-METHOD = Path(__file__).with_name("method.md").read_text(encoding="utf-8").strip()
+METHOD, LIMITS = (
+    Path(__file__).with_name(f"{name}.md").read_text(encoding="utf-8").strip()
+    for name in ("method", "limits")
+)
 
 
 def render(results: Results, images: Iterable[Path]) -> str:
@@ -26,6 +30,7 @@ def render(results: Results, images: Iterable[Path]) -> str:
         _section("## How much of the core", [names.get("bench-peak.png"), *_efficiency(results)]),
         _section("## Lookups", _embeddings(results)),
         _section("## Whole models", [names.get("bench-models.png"), _models(results)]),
+        _section("## Targets and limits", _limits(results)),
         _section("## Files, creation and memory", [names.get("bench-memory.png"), _memory(results)]),
     ]
     if results.failed:
@@ -169,6 +174,39 @@ def _models(results: Results) -> str:
         for row in rows
     ]
     return table(columns, body)
+
+
+def _limits(results: Results) -> list[str]:
+    """What this project wants, what it has, and what the machine would allow."""
+    rows = [
+        [
+            what_text(row),
+            f"{row['ratio']:g}x",
+            str(row["threads"]),
+            f"{row['target']:.2f}x",
+            f"{row['speedup']:.2f}x",
+            f"{row['peak_percent']:.0f}",
+            f"{row['limit']:.2f}x",
+        ]
+        for row in layer_rows(results.tables["layers"])
+    ]
+    columns = ["layer, batch", ">smaller", ">threads", ">wanted", ">is", ">% of peak", ">at the peak"]
+    parts = [LIMITS, table(columns, rows)] if rows else []
+    models = [
+        [
+            f"{row['model']}, {row['case']}",
+            str(row["threads"]),
+            f"{MODEL_TARGETS[row['case']]:.2f}x" if row["case"] in MODEL_TARGETS else "",
+            f"{row['speedup']:.2f}x",
+            time_text(row["other_seconds"]),
+            f"{row['limit']:.2f}x",
+        ]
+        for row in results.tables["limits"]
+    ]
+    if models:
+        columns = ["model, input", ">threads", ">wanted", ">is", ">outside products", ">products at the peak"]
+        parts.append(table(columns, models))
+    return parts
 
 
 def _memory(results: Results) -> str:

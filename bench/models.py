@@ -17,6 +17,7 @@ from torch import nn
 
 import roast_export
 from bench import graphs
+from bench.limits import model_row
 from bench.machine import Peaks
 from bench.peers import Peer, Truth, compare, memory_rows, time_rows
 from roast_export import onnx_ops, torch_ops
@@ -44,7 +45,7 @@ def measure_model(group: dict, folder: Path, measured: dict[int, Peaks]) -> dict
     case = MODELS[group["model"]](group["shrink"])
     peers = _files(case, folder)
     model = group["model"]
-    rows, sessions = [], {}
+    rows, limits, sessions = [], [], {}
     for threads in group["threads"]:
         for name, feeds in case.inputs.items():
             truths = _truths(peers, feeds)
@@ -52,10 +53,16 @@ def measure_model(group: dict, folder: Path, measured: dict[int, Peaks]) -> dict
                 peers, feeds, truths, threads=threads, budget=2 * group["budget"], sessions=sessions
             )
             facts = {"model": model, "case": name}
-            rows += time_rows(peers, found, errors, measured[threads], case.flops.get(name, 0.0), facts)
+            flops = case.flops.get(name, 0.0)
+            rows += time_rows(peers, found, errors, measured[threads], flops, facts)
+            if flops:
+                ours = next(peer.file for peer in peers if peer.name.startswith("roast"))
+                mine = [row for row in rows if row["threads"] == threads]
+                limits.append(model_row(mine, facts, ours, feeds, flops, measured[threads]))
     sessions.clear()
     feeds = next(iter(case.inputs.values()))
-    return {"models": rows, "memory": memory_rows(peers, feeds, {"subject": f"model {model}"})}
+    memory = memory_rows(peers, feeds, {"subject": f"model {model}"})
+    return {"models": rows, "limits": limits, "memory": memory}
 
 
 def dense_twin(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -89,7 +96,7 @@ def _dense_nodes(node, arrays, weights: dict[tuple, str], proto: onnx.ModelProto
         stored = np.ascontiguousarray(weight.T) if linear else weight
         proto.graph.initializer.append(numpy_helper.from_array(stored, weights[key]))
     name, output = weights[key], node.output[0]
-    if node.op_type == "RoastEmbedding":
+    if node.op_type in onnx_ops.EMBEDDINGS:
         return [helper.make_node("Gather", [name, node.input[1]], [output], name=node.name)]
     if node.op_type == "RoastGather":
         return [helper.make_node("Identity", [name], [output], name=node.name)]

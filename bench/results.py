@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-SCHEMA = 1
+SCHEMA = 2
 _TIMES = [
     *("threads", "peer", "ratio", "path", "seconds", "p10", "p90", "first", "runs", "speedup", "gflops"),
     *("peak_percent", "gb_s", "l2_percent", "dram_percent", "error"),
@@ -16,6 +16,7 @@ COLUMNS = {
     "layers": ["shape", "batch", *_TIMES],
     "embeddings": ["shape", "batch", "case", *_TIMES],
     "models": ["model", "case", *_TIMES],
+    "limits": ["model", "case", "threads", "speedup", "other_seconds", "limit"],
     "memory": ["subject", "peer", "ratio", "path", *_COSTS],
 }
 
