@@ -11,16 +11,37 @@ namespace roast_ort {
 using ort_abi::ApiBase;
 using ort_abi::CustomOp;
 
-enum Kind { kGather, kGatherSigned, kGatherDrawn, kEmbedding, kLinear, kLinearBias, kKinds };
+// What is drawn comes from MT19937, and has attributes of its own for that.
+enum Kind {
+  kGather,
+  kGatherSigned,
+  kEmbedding,
+  kLinear,
+  kLinearBias,
+  kGatherDrawn,
+  kEmbeddingDrawn,
+  kLinearDrawn,
+  kLinearBiasDrawn,
+  kKinds
+};
 
-constexpr const char* kNames[kKinds] = {"RoastGather",    "RoastGatherSigned", "RoastGatherDrawn",
-                                        "RoastEmbedding", "RoastLinear",       "RoastLinearBias"};
-inline bool is_linear(Kind kind) { return kind == kLinear || kind == kLinearBias; }
+constexpr const char* kNames[kKinds] = {
+    "RoastGather",         "RoastGatherSigned", "RoastEmbedding",
+    "RoastLinear",         "RoastLinearBias",   "RoastGatherDrawn",
+    "RoastEmbeddingDrawn", "RoastLinearDrawn",  "RoastLinearBiasDrawn"};
+
+inline bool is_drawn(Kind kind) { return kind >= kGatherDrawn; }
+inline bool is_embedding(Kind kind) { return kind == kEmbedding || kind == kEmbeddingDrawn; }
+inline bool has_bias(Kind kind) { return kind == kLinearBias || kind == kLinearBiasDrawn; }
+inline bool is_linear(Kind kind) {
+  return kind == kLinear || kind == kLinearDrawn || has_bias(kind);
+}
 inline size_t memory_index(Kind kind) { return is_linear(kind) ? 1 : 0; }
 
 constexpr size_t kNodeName = 128;
 
 struct Host;
+struct ScratchBlock;
 
 // An operator as one host knows it. The host passes a pointer to `abi` back.
 struct Op {
@@ -36,6 +57,10 @@ struct Host {
   bool parallel;
   OrtCustomOpDomain* domain;
   Op ops[kKinds];
+  // Changed while sessions run, by atomic operations: kernels that live, and the block of memory
+  // that the next run may take (ort_scratch.h).
+  mutable size_t kernels;
+  mutable ScratchBlock* spare;
 };
 
 struct Kernel {

@@ -1,10 +1,9 @@
 // RoastLinear and RoastLinearBias for ONNX Runtime: checks tensors, runs roast_linear_*.
 #include "ort_kernel.h"
+#include "ort_scratch.h"
 
 namespace roast_ort {
 namespace {
-
-constexpr size_t kLine = 64;
 
 struct Job {
   const Kernel* kernel;
@@ -62,7 +61,7 @@ OrtStatus* read_x(const Kernel& kernel, OrtKernelContext* context, Job* job, Ten
 }
 
 OrtStatus* read_bias(const Kernel& kernel, OrtKernelContext* context, Job* job) {
-  if (kernel.kind != kLinearBias) return nullptr;
+  if (!has_bias(kernel.kind)) return nullptr;
   Tensor bias;
   OrtStatus* status = read_input(kernel, context, 2, &bias);
   if (status != nullptr) return status;
@@ -81,19 +80,17 @@ OrtStatus* read_bias(const Kernel& kernel, OrtKernelContext* context, Job* job) 
 OrtStatus* run(const Kernel& kernel, OrtKernelContext* context, Job* job) {
   const Host& host = *kernel.host;
   const size_t bytes = roast_linear_scratch_bytes(kernel.plan, job->type, job->n);
-  void* block = nullptr;
-  OrtStatus* status = host.api->AllocatorAlloc(kernel.allocator, bytes + kLine, &block);
+  ScratchBlock* block = nullptr;
+  OrtStatus* status = take_scratch(kernel, bytes, &block);
   if (status != nullptr) return status;
-  if (block == nullptr) return host.api->CreateStatus(ort_abi::kFail, "roast: out of memory");
-  const size_t past_line = reinterpret_cast<uintptr_t>(block) % kLine;
-  job->scratch = static_cast<char*>(block) + (kLine - past_line) % kLine;
+  job->scratch = scratch_of(block);
   status = run_parts(host, context, pack_part,
                      roast_linear_pack_parts(kernel.plan, job->type, job->n), job);
   if (status == nullptr) {
     status =
         run_parts(host, context, run_part, roast_linear_parts(kernel.plan, job->type, job->n), job);
   }
-  succeeded(host.api, host.api->AllocatorFree(kernel.allocator, block));
+  give_back(kernel, block);
   return status;
 }
 

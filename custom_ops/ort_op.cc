@@ -1,6 +1,7 @@
 // The operators of docs/operators.md for ONNX Runtime: reads attributes, checks tensors, runs
 // roast_kernel. Uses no C or C++ library, so that one binary serves every host of a platform.
 #include "ort_kernel.h"
+#include "ort_scratch.h"
 
 namespace {
 
@@ -12,6 +13,7 @@ void destroy(Kernel* kernel) {
   const Api* api = kernel->host->api;
   OrtAllocator* allocator = kernel->allocator;
   if (kernel->table != nullptr) succeeded(api, api->AllocatorFree(allocator, kernel->table));
+  if (__atomic_sub_fetch(&kernel->host->kernels, 1, __ATOMIC_ACQ_REL) == 0) free_spare(*kernel);
   succeeded(api, api->AllocatorFree(allocator, kernel));
 }
 
@@ -30,6 +32,7 @@ OrtStatus* allocate(const Host* host, Kernel** kernel) {
   (*kernel)->allocator = allocator;
   (*kernel)->table = nullptr;
   (*kernel)->node[0] = 0;
+  __atomic_add_fetch(&host->kernels, 1, __ATOMIC_RELAXED);
   (*kernel)->plan = reinterpret_cast<roast_plan*>(static_cast<char*>(block) + kHead);
   return nullptr;
 }
@@ -44,11 +47,11 @@ OrtStatus* fill(Kernel* kernel, const OrtKernelInfo* info) {
   int64_t fields[roast::kHeaderLength + roast::kMaxDims];
   float scale = 0;
   const Attributes attributes(api, info, message.text);
-  const bool drawn = kernel->kind == kGatherDrawn;
-  if (!read_fields(attributes, drawn, fields, &kernel->n_dims, &scale, message.text)) {
+  if (!read_fields(attributes, is_drawn(kernel->kind), fields, &kernel->n_dims, &scale,
+                   message.text)) {
     return message.status();
   }
-  if ((kernel->kind == kEmbedding || is_linear(kernel->kind)) && kernel->n_dims != 2) {
+  if ((is_embedding(kernel->kind) || is_linear(kernel->kind)) && kernel->n_dims != 2) {
     message.text << "attribute shape has " << kernel->n_dims << " ints, it must have 2";
     return message.status();
   }
@@ -60,7 +63,8 @@ OrtStatus* fill(Kernel* kernel, const OrtKernelInfo* info) {
   }
   kernel->n_memory = roast_plan_n_memory(kernel->plan);
   for (int64_t d = 0; d < kernel->n_dims; ++d) kernel->shape[d] = fields[roast::kHeaderLength + d];
-  // A table of starts would cost an embedding more than the few rows of a run gain by it.
+  // A table of starts would cost an embedding more than the few rows of a run gain by it; drawn
+  // signs would cost it the whole stream.
   const size_t bytes = kernel->kind == kEmbedding ? 0 : roast_plan_table_bytes(kernel->plan);
   if (bytes == 0) return nullptr;
   OrtStatus* status = api->AllocatorAlloc(kernel->allocator, bytes, &kernel->table);
@@ -103,7 +107,7 @@ struct Job {
 void run_part(void* data, size_t part) {
   const Job& job = *static_cast<const Job*>(data);
   const Kernel& kernel = *job.kernel;
-  if (kernel.kind == kEmbedding) {
+  if (is_embedding(kernel.kind)) {
     roast_embedding_part(kernel.plan, job.memory, job.type, kernel.shape[1], job.ids, job.n_ids,
                          part, job.out);
   } else {
@@ -184,7 +188,7 @@ OrtStatus* ORT_ABI_CALL compute(void* data, OrtKernelContext* context) {
   if (status != nullptr) return status;
   const int type = memory.type == ort_abi::kFloat16 ? ROAST_FLOAT16 : ROAST_FLOAT32;
   Job job{&kernel, memory.data, type, nullptr, nullptr, 0, nullptr};
-  return kernel.kind == kEmbedding ? compute_embedding(kernel, context, &job)
+  return is_embedding(kernel.kind) ? compute_embedding(kernel, context, &job)
                                    : compute_gather(kernel, context, &job);
 }
 
@@ -198,8 +202,8 @@ const char* ORT_ABI_CALL get_provider(const CustomOp*) { return nullptr; }
 
 size_t ORT_ABI_CALL get_input_count(const CustomOp* op) {
   const Kind kind = reinterpret_cast<const Op*>(op)->kind;
-  if (kind == kLinearBias) return 3;
-  return kind == kGatherSigned || kind == kEmbedding || kind == kLinear ? 2 : 1;
+  if (has_bias(kind)) return 3;
+  return kind == kGather || kind == kGatherDrawn ? 1 : 2;
 }
 
 // memory is of any type here, and checked when it comes.
@@ -207,7 +211,7 @@ int ORT_ABI_CALL get_input_type(const CustomOp* op, size_t index) {
   const Kind kind = reinterpret_cast<const Op*>(op)->kind;
   if (index == memory_index(kind)) return ort_abi::kUndefined;
   if (is_linear(kind)) return ort_abi::kFloat;
-  return kind == kEmbedding ? ort_abi::kInt64 : ort_abi::kUint8;
+  return is_embedding(kind) ? ort_abi::kInt64 : ort_abi::kUint8;
 }
 
 size_t ORT_ABI_CALL get_output_count(const CustomOp*) { return 1; }

@@ -34,6 +34,17 @@ inline float negate_if(uint32_t bit, float x) {
   return bits.f;
 }
 
+// Bits `at` and after, at least 25 of them, of which the lowest is the first.
+inline uint32_t bits_at(const uint8_t* bits, int64_t at) {
+  uint32_t word;
+  __builtin_memcpy(&word, bits + (at >> 3), sizeof word);
+  return word >> (at & 7);
+}
+
+inline uint32_t bit_at(const uint8_t* bits, int64_t at) {
+  return static_cast<uint32_t>(bits[at >> 3]) >> (at & 7) & 1u;
+}
+
 inline bool finite(float x) {
   Bits bits;
   bits.f = x;

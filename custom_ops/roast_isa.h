@@ -14,11 +14,19 @@ constexpr int kDotOutputs = 4;
 // The sign of a tile, on top of its start, which is less than 2^30.
 constexpr uint32_t kNegative = 0x80000000u;
 
+// Signs, one bit each, 1 for +: that of (r, c) is bit first + r * stride + c, bit b of a byte being
+// the b-th lowest. Three bytes behind the last one are readable. No bits: all +.
+struct Signs {
+  const uint8_t* bits;
+  int64_t first, stride;
+};
+
 // A piece of a tile: `rows` x `cols` at `in`, whose rows lie `in_stride` apart.
 template <class T>
 struct Piece {
   const T* in;
   int64_t in_stride, rows, cols;
+  Signs signs = {nullptr, 0, 0};
 };
 
 // Inputs `first` to first + rows - 1, counted from the first of the pass, in up to kMaxGroups tiles
@@ -67,17 +75,37 @@ struct DotJob {
   bool first, last;
 };
 
+// Parts of kGroup outputs, `cols` consecutive inputs each, that become columns of a panel. Where
+// there are bits, row k has its signs from bit[k] on (see Signs), beside the tile's.
+template <class T>
+struct Strip {
+  const T* row[kGroup];
+  uint32_t sign[kGroup];
+  int64_t cols;
+  const uint8_t* bits;
+  int64_t bit[kGroup];
+};
+
 template <class T>
 struct TypedOps {
-  // out[r, c] or out[c, r] = in[r, c] * factor.
+  // out[r, c] or out[c, r] = in[r, c] * sign * factor.
   void (*copy)(const Piece<T>&, float factor, float* out, int64_t out_stride);
   void (*transpose)(const Piece<T>&, float factor, float* out, int64_t out_stride);
   // out[n, across, length]: run (k, j) starts where packed[j * n + k] says, and is negated where
   // its top bit is set.
   void (*runs)(const T* memory, const uint32_t* packed, int64_t n, int64_t across, int64_t length,
                float factor, float* out);
+  // out[c, k] = row k, input c, with its signs; rows of out are `out_stride` apart.
+  void (*turn)(const Strip<T>&, float* out, int64_t out_stride);
   void (*panel)(const PanelJob<T>&, int rows, int groups);
   void (*dot)(const DotJob<T>&, int rows);
+};
+
+// Slots of a tile, `rows` x `cols` at `sums`, whose rows lie `stride` apart.
+struct Slots {
+  float* sums;
+  int64_t stride, rows, cols;
+  Signs signs = {nullptr, 0, 0};
 };
 
 struct Column;
@@ -86,6 +114,18 @@ struct Isa {
   const char* name;
   // packed[n]: starts and signs of the column's tiles in rows ids[k] + origin.
   void (*starts)(const Column&, const int64_t* ids, int64_t origin, int64_t n, uint32_t* packed);
+  // out[r, c] = in[r, c] for outputs that no cache holds; null where there are no such stores.
+  void (*stream)(const Piece<float>&, float* out, int64_t out_stride);
+  // sums[r, c] += grad[r, c] * sign * factor, or grad[c, r] * sign * factor.
+  void (*add)(const Slots&, float factor, const float* grad, int64_t grad_stride);
+  void (*add_transposed)(const Slots&, float factor, const float* grad, int64_t grad_stride);
+  // The stream of signs and drawn slots (roast_mapping.h): the next block of a state, words out of
+  // it, and of each word the lowest bit.
+  void (*refill)(uint32_t* state);
+  void (*temper)(const uint32_t* words, int64_t n, uint32_t* draws);
+  void (*temper_bits)(const uint32_t* words, int64_t n, uint8_t* bits);
+  // Negates x[k] where bit first + k is 0; reads no byte behind the last bit's.
+  void (*flip)(const uint8_t* bits, int64_t first, int64_t n, float* x);
   // Largest block of rows; groups at a time if there are several blocks, and for 1, 2, 3, 4 and
   // more rows if there is one.
   int rows, groups;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "roast_linear_simd.h"
+#include "roast_stream_simd.h"
 #include "roast_tiles_simd.h"
 
 namespace roast {
@@ -9,12 +10,19 @@ namespace {
 
 template <class T>
 constexpr TypedOps<T> typed_ops() {
-  return {copy_piece<T>, transpose_piece<T>, copy_runs<T>, any_panel<T>, any_dot<T>};
+  return {copy_piece<T>, transpose_piece<T>, copy_runs<T>, turn_strip<T>, any_panel<T>, any_dot<T>};
 }
 
 constexpr Isa isa_table(const char* name) {
   return {name,
           column_starts,
+          V::kStreams ? stream_piece : nullptr,
+          add_piece,
+          add_transposed_piece,
+          refill,
+          temper,
+          temper_bits,
+          flip,
           V::kRows,
           V::kGroups,
           {wide_groups(1), wide_groups(2), wide_groups(3), V::kGroups},

@@ -4,45 +4,22 @@
 #include "roast_gather.h"
 #include "roast_mapping.h"
 #include "roast_plan.h"
+#include "roast_table.h"
 
 using roast::ceil_div;
-using roast::draws;
-using roast::draws_elements;
-using roast::draws_signs;
-using roast::element_width;
-using roast::kSaved;
 using roast::kSpanNumel;
 using roast::Mapping;
 using roast::max64;
 using roast::min64;
-using roast::Mt19937;
-using roast::negate_if;
 using roast::Rect;
+using roast::rect_of_part;
+using roast::Span;
+using roast::span_of_part;
 
 namespace {
 
 // Elements of a part: long enough to pay for handing it to a thread, short enough to balance.
 constexpr int64_t kPartNumel = int64_t{1} << 15;
-// Beyond this, filling a table takes longer than a caller would wait for it at load.
-constexpr int64_t kMaxTableTiles = int64_t{1} << 26;
-constexpr int64_t kMaxTableNumel = int64_t{1} << 28;
-
-void fill_states(const roast_plan& p, uint32_t* states) {
-  const Mapping& m = p.map;
-  for (int which = 0; which < 2; ++which) {
-    const bool signs = which == 1;
-    if (!(signs ? draws_signs(m) : draws_elements(m))) continue;
-    Mt19937 generator(static_cast<uint32_t>(signs ? m.sign_seed : m.seed));
-    if (signs) generator.skip(static_cast<uint64_t>(m.sign_skip));
-    const int64_t step = kSpanNumel * (signs ? 1 : element_width(m));
-    uint32_t* slot = states + (signs && draws_elements(m) ? kSaved : 0);
-    for (int64_t e = 0; e < m.numel; e += kSpanNumel, slot += roast::streams(m) * kSaved) {
-      generator.save(slot);
-      generator.skip(static_cast<uint64_t>(step));
-    }
-  }
-}
-
 // ---- Parts ----
 
 // Rectangles of whole tiles where tiles are small, and all of a matrix's row where that fits.
@@ -63,99 +40,108 @@ void cut_into_rects(roast_plan* p) {
   p->parts = p->parts_across * ceil_div(all_rows, p->part_rows);
 }
 
-// A part holds a span, so that its generators can be where it starts. Without saved states, each
+// A part holds a span, so that its generator can be where it starts. Without saved states, each
 // part would have to draw all that lies before it: then the whole weight is one part.
 void cut_into_parts(roast_plan* p) {
-  if (!draws(p->map)) return cut_into_rects(p);
+  if (!roast::in_order(*p)) return cut_into_rects(p);
   p->parts = p->states != nullptr ? ceil_div(p->map.numel, kSpanNumel) : 1;
 }
 
-Rect rect_of_part(const roast_plan& p, int64_t part) {
-  const int64_t r = part / p.parts_across * p.part_rows - p.lead_rows;
-  const int64_t c = part % p.parts_across * p.part_cols - p.lead_cols;
-  return Rect{max64(r, 0), min64(r + p.part_rows, p.map.rows), max64(c, 0),
-              min64(c + p.part_cols, p.map.cols)};
+// A rectangle of the matrix with its given signs; `out` is its corner.
+template <class T>
+void gather_block(const roast_plan& p, const T* memory, const uint8_t* signs, const Rect& rect,
+                  float* out, int64_t stride) {
+  roast::gather_rect(p, memory, rect, p.map.transposed == 1, out, stride);
+  for (int64_t r = rect.r0; signs != nullptr && r < rect.r1; ++r, out += stride) {
+    p.isa->flip(signs, r * p.map.cols + rect.c0, rect.c1 - rect.c0, out);
+  }
 }
 
-void apply_given_signs(const uint8_t* signs, int64_t e, int64_t n, float* out) {
-  for (int64_t k = 0; k < n; ++k) {
-    const int64_t place = e + k;
-    const uint32_t positive = static_cast<uint32_t>(signs[place / 8]) >> (place % 8) & 1u;
-    out[k] = negate_if(positive ^ 1u, out[k]);
+// Rows of an output that lie a multiple of 4 KiB apart fall into the same set of a cache: a tile
+// that is written there waits for each line. This is where it is made then, and copied
+// from in longer runs; its own rows share no sets.
+constexpr int64_t kStageRows = 32, kStageCols = 128, kStageStride = kStageCols + 16;
+constexpr int64_t kAliasNumel = 1024;
+// An output that fits the second cache level waits for nothing; one that fits no level is written
+// past them all.
+constexpr int64_t kSecondLevelNumel = int64_t{1} << 17, kLastLevelNumel = int64_t{1} << 23;
+
+// Whether each block is made in the stage, and written past the caches from there.
+struct Way {
+  bool staged, streamed;
+};
+
+Way way_of(const roast_plan& p) {
+  const Mapping& m = p.map;
+  // Tiles of one row of the output fill it from its start to its end as it is.
+  if ((m.transposed ? m.tile_c : m.tile_r) == 1) return Way{false, false};
+  const bool streamed = p.isa->stream != nullptr && m.numel > kLastLevelNumel;
+  const bool aliased = m.cols % kAliasNumel == 0 && m.numel <= kLastLevelNumel;
+  return Way{streamed || (aliased && m.numel > kSecondLevelNumel), streamed};
+}
+
+template <class T>
+void gather_staged(const roast_plan& p, const T* memory, const uint8_t* signs, const Rect& rect,
+                   bool streamed, float* out) {
+  alignas(64) float stage[kStageRows * kStageStride];
+  for (int64_t r = rect.r0; r < rect.r1; r += kStageRows) {
+    for (int64_t c = rect.c0; c < rect.c1; c += kStageCols) {
+      const Rect block{r, min64(r + kStageRows, rect.r1), c, min64(c + kStageCols, rect.c1)};
+      gather_block(p, memory, signs, block, stage, kStageStride);
+      const roast::Piece<float> piece{stage, kStageStride, block.r1 - r, block.c1 - c};
+      float* to = out + r * p.map.cols + c;
+      if (streamed) {
+        p.isa->stream(piece, to, p.map.cols);
+      } else {
+        p.isa->f32.copy(piece, 1.0f, to, p.map.cols);
+      }
+    }
   }
 }
 
 template <class T>
 void gather_part(const roast_plan& p, const T* memory, const uint8_t* signs, int64_t part,
                  float* out) {
-  const Mapping& m = p.map;
-  if (draws(m)) {
-    const int64_t e = part * kSpanNumel;
-    const int64_t n = p.states != nullptr ? min64(kSpanNumel, m.numel - e) : m.numel;
-    roast::gather_span(p, memory, e, n, out + e);
-    if (signs != nullptr) apply_given_signs(signs, e, n, out + e);
+  if (roast::in_order(p)) {
+    const Span span = span_of_part(p, part);
+    roast::gather_span(p, memory, span.first, span.n, out + span.first);
+    if (signs != nullptr) p.isa->flip(signs, span.first, span.n, out + span.first);
     return;
   }
   const Rect rect = rect_of_part(p, part);
-  roast::gather_rect(p, memory, rect, m.transposed == 1, out + rect.r0 * m.cols + rect.c0, m.cols);
-  for (int64_t r = rect.r0; signs != nullptr && r < rect.r1; ++r) {
-    const int64_t e = r * m.cols + rect.c0;
-    apply_given_signs(signs, e, rect.c1 - rect.c0, out + e);
-  }
-}
-
-// All starts of some rows first: hashes in vectors, and the processor fetches many runs at a time.
-constexpr int64_t kRuns = 1024;
-
-// Whether a row of an embedding is made of whole tiles of one row each, none of which runs over the
-// end of the array.
-bool rows_are_runs(const Mapping& m, int64_t dim) {
-  return roast::has_columns(m) && !draws(m) && m.transposed == 0 && m.cols == dim &&
-         m.tile_r == 1 && dim % m.tile_c == 0 && dim / m.tile_c <= kRuns &&
-         m.origin_c % m.tile_c == 0 && (m.range - 1) * m.align + m.tile_c <= m.n_memory;
+  const Way way = way_of(p);
+  if (way.staged) return gather_staged(p, memory, signs, rect, way.streamed, out);
+  gather_block(p, memory, signs, rect, out + rect.r0 * p.map.cols + rect.c0, p.map.cols);
 }
 
 template <class T>
 void embedding_runs(const roast_plan& p, const T* memory, int64_t dim, const int64_t* ids,
                     int64_t first, int64_t last, float* out) {
-  const Mapping& m = p.map;
-  const int64_t across = dim / m.tile_c, most = kRuns / across;
-  uint32_t packed[kRuns];
+  const int64_t across = dim / p.map.tile_c, most = roast::kRuns / across;
+  uint32_t packed[roast::kRuns];
   for (int64_t k = first; k < last; k += most) {
     const int64_t n = min64(most, last - k);
-    for (int64_t j = 0; j < across; ++j) {
-      const roast::Column column = roast::tile_column(m, m.origin_c / m.tile_c + j);
-      p.isa->starts(column, ids + k, m.origin_r, n, packed + j * n);
-    }
+    roast::starts_of_rows(p, across, ids + k, n, packed);
     for (int64_t run = 0; run < n * across; ++run) {
       __builtin_prefetch(memory + (packed[run] & ~roast::kNegative));
     }
-    roast::ops_of<T>(p).runs(memory, packed, n, across, m.tile_c, p.scale, out + k * dim);
+    roast::ops_of<T>(p).runs(memory, packed, n, across, p.map.tile_c, p.scale, out + k * dim);
+    for (int64_t row = k; p.signs != nullptr && row < k + n; ++row) {
+      p.isa->flip(p.signs, p.signs_lead + ids[row] * dim, dim, out + row * dim);
+    }
   }
 }
 
 template <class T>
 void embedding_part(const roast_plan& p, const T* memory, int64_t dim, const int64_t* ids,
                     int64_t first, int64_t last, float* out) {
-  if (rows_are_runs(p.map, dim)) return embedding_runs(p, memory, dim, ids, first, last, out);
+  if (roast::rows_are_runs(p, dim)) return embedding_runs(p, memory, dim, ids, first, last, out);
   for (int64_t k = first; k < last; ++k) {
     roast::gather_span(p, memory, ids[k] * dim, dim, out + k * dim);
   }
 }
 
 inline int64_t rows_of_part(int64_t dim) { return max64(kPartNumel / dim, 1); }
-
-// Tiles in the table: 0 if it would be larger than a quarter of the dense weight.
-int64_t table_tiles(const roast_plan& p) {
-  if (draws_elements(p.map)) return 0;
-  const int64_t tiles = p.grid_i * p.grid_j;
-  return tiles <= p.map.numel / 16 && tiles <= kMaxTableTiles ? tiles : 0;
-}
-
-int64_t table_states(const roast_plan& p) {
-  if (p.map.numel > kMaxTableNumel || p.map.numel <= kSpanNumel) return 0;
-  return roast::streams(p.map) * ceil_div(p.map.numel, kSpanNumel);
-}
 
 }  // namespace
 
@@ -186,32 +172,20 @@ int roast_plan_init(roast_plan* plan, const int64_t* fields, size_t n, float sca
   plan->grid_i = (m.origin_r + view_rows - 1) / m.tile_r - plan->i0 + 1;
   plan->grid_j = (m.origin_c + view_cols - 1) / m.tile_c - plan->j0 + 1;
   plan->starts = nullptr;
+  plan->signs = nullptr;
   plan->states = nullptr;
+  plan->signs_lead = 0;
   plan->isa = &roast::chosen_isa();
   cut_into_parts(plan);
   return 0;
 }
 
 size_t roast_plan_table_bytes(const roast_plan* plan) {
-  return static_cast<size_t>(table_tiles(*plan) + table_states(*plan) * kSaved) * sizeof(uint32_t);
+  return roast::table_of(*plan).words() * sizeof(uint32_t);
 }
 
 void roast_plan_attach_table(roast_plan* plan, void* table) {
-  uint32_t* words = static_cast<uint32_t*>(table);
-  const bool with_starts = table_tiles(*plan) > 0, with_states = table_states(*plan) > 0;
-  uint32_t* states = words + table_tiles(*plan);
-  if (with_starts) {
-    plan->starts = nullptr;
-    uint32_t* next = words;
-    for (int64_t i = plan->i0; i < plan->i0 + plan->grid_i; ++i) {
-      for (int64_t j = plan->j0; j < plan->j0 + plan->grid_j; ++j) {
-        *next++ = roast::packed_start(*plan, i, j);
-      }
-    }
-  }
-  if (with_states) fill_states(*plan, states);
-  plan->starts = with_starts ? words : nullptr;
-  plan->states = with_states ? states : nullptr;
+  roast::fill_table(plan, static_cast<uint32_t*>(table));
   cut_into_parts(plan);
 }
 

@@ -33,8 +33,10 @@ ROAST_EXPORT size_t roast_plan_bytes(void);
 ROAST_EXPORT int roast_plan_init(roast_plan* plan, const int64_t* fields, size_t n, float scale,
                                  char* message, size_t capacity);
 
-// Bytes of the optional table that makes gathers faster: tile starts, saved generator states. Never
-// more than an eighth of the dense weight; 0 where a table does not pay.
+// Bytes of the optional table that makes everything faster: tile starts, drawn signs as bits (1/32
+// of the dense weight), saved generator states. Never more than an eighth of the dense weight; 0
+// where a table does not pay. Without it, drawn signs are drawn anew by every call, from the first
+// one on.
 ROAST_EXPORT size_t roast_plan_table_bytes(const roast_plan* plan);
 
 // Fills table[roast_plan_table_bytes], aligned to 4, and uses it from then on. It must outlive the
@@ -62,6 +64,17 @@ ROAST_EXPORT size_t roast_embedding_parts(int64_t dim, size_t n);
 ROAST_EXPORT void roast_embedding_part(const roast_plan* plan, const void* memory, int type,
                                        int64_t dim, const int64_t* ids, size_t n, size_t part,
                                        float* out);
+
+// The adjoint of the gather, for training: sums[n_memory] += scale * sign * grad[e] at the slot of
+// every element e of part `part` of `parts`, where grad is float[numel] in row-major order. Any
+// parts >= 1 may be asked for; all of them together cover every element once. Each part adds into
+// sums of its own on its own thread, and the caller adds those up in order.
+ROAST_EXPORT void roast_scatter_part(const roast_plan* plan, const float* grad, size_t part,
+                                     size_t parts, float* sums);
+// The same for looked-up rows: grad[n, dim] of the rows ids[n], in the order of ids. All ids must
+// be good.
+ROAST_EXPORT void roast_embedding_scatter(const roast_plan* plan, int64_t dim, const int64_t* ids,
+                                          size_t n, const float* grad, float* sums);
 
 // A linear layer: y[n, out] = x[n, in] W^T + bias, where W is the weight seen as [out, in] and
 // out is its first dimension. W is never made. All calls of one layer get the same plan, type and

@@ -15,7 +15,7 @@ constexpr int64_t kMaxSegments = 256;
 // The rows that one pass goes over: their inputs stay in the second cache level for all panels.
 constexpr int64_t kChunkRows = 48;
 // Rows up to which a panel is better read as it lies than turned first.
-constexpr int64_t kMostDotRows = 16;
+constexpr int64_t kMostDotRows = 3;
 // Multiplications that pay for handing a part to a thread.
 constexpr int64_t kPartWork = int64_t{1} << 18;
 constexpr int64_t kMaxParts = 32;
@@ -24,7 +24,8 @@ constexpr size_t kLine = 64;
 
 enum Mode {
   kPanels,  // 16 and more contiguous outputs: read as they lie
-  kDots,    // 16 and more contiguous inputs: read as they lie
+  kDots,    // 16 and more contiguous inputs, few rows: read as they lie
+  kTurned,  // the same for many rows: turned into panels first
   kGather   // anything: gathered into panels first
 };
 
@@ -54,24 +55,33 @@ static_assert(sizeof(Segment) <= sizeof(DotSegment<float>), "one list or the oth
 inline Mode mode_of(const Layer& l, int type) {
   const Mapping& m = l.plan->map;
   const Isa& isa = *l.plan->isa;
-  const bool readable = type == ROAST_FLOAT32 || isa.loads_half;
   const bool wraps = (m.range - 1) * m.align > m.n_memory - m.tile_r * m.tile_c;
-  if (draws(m) || m.rows != l.out || m.cols != l.in || !readable || wraps) return kGather;
+  if (in_order(*l.plan) || m.rows != l.out || m.cols != l.in || wraps) return kGather;
+  const bool readable = (type == ROAST_FLOAT32 || isa.loads_half) && !draws_signs(m);
   if (m.transposed) {
     // Converting float16 for every block again costs more than converting it once.
     const bool once = type == ROAST_FLOAT32 || l.n <= isa.rows;
     const bool panels = m.tile_c % kGroup == 0 && m.origin_c % kGroup == 0 && m.tile_r >= 4;
-    return panels && once ? kPanels : kGather;
+    return panels && once && readable ? kPanels : kGather;
   }
-  return m.tile_c >= kGroup && l.n <= kMostDotRows ? kDots : kGather;
+  if (m.tile_c < kGroup) return kGather;
+  if (l.n <= kMostDotRows && readable) return kDots;
+  // Tiles of many rows are gathered as fast.
+  return m.tile_r < kGroup ? kTurned : kGather;
 }
+
+// Whether panels are made in the scratch memory, and then read by all rows.
+inline bool makes_panels(const Layer& l) { return l.mode == kGather || l.mode == kTurned; }
 
 // Passes of equal depth that start where a tile starts.
 inline void cut_inputs(Layer* l) {
   const Mapping& m = l->plan->map;
-  if (l->mode == kGather) {
+  if (makes_panels(*l)) {
     // A generator walks whole rows.
-    l->depth = draws(m) ? l->in : min64(l->in, kGatherDepth);
+    l->depth = in_order(*l->plan) ? l->in : min64(l->in, kGatherDepth);
+    if (l->mode == kGather || m.tile_c > l->depth) return;
+    l->lead = m.origin_c % m.tile_c;
+    l->depth -= l->depth % m.tile_c;
     return;
   }
   const int64_t tile = l->mode == kDots ? m.tile_c : m.tile_r;
@@ -121,7 +131,7 @@ inline Layer cut_layer(const roast_plan* p, int type, size_t n) {
   const bool packs = l.mode != kDots && l.n > 1;
   l.packed_bytes = packs ? round_up(static_cast<size_t>(l.n * l.in) * sizeof(float)) : 0;
   const size_t panel = round_up(static_cast<size_t>(l.width * l.depth) * sizeof(float));
-  l.part_bytes = list_bytes(l) + (l.mode == kGather ? 2 * panel : 0);
+  l.part_bytes = list_bytes(l) + (makes_panels(l) ? 2 * panel : 0);
   cut_outputs(&l);
   return l;
 }

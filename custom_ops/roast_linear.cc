@@ -3,6 +3,7 @@
 #include "roast_gather.h"
 #include "roast_kernel.h"
 #include "roast_layer.h"
+#include "roast_panel.h"
 #include "roast_plan.h"
 
 using roast::Block;
@@ -15,17 +16,16 @@ using roast::end_of_pass;
 using roast::kChunkRows;
 using roast::kDotOutputs;
 using roast::kDots;
-using roast::kGather;
 using roast::kGroup;
 using roast::kMaxGroups;
 using roast::kNegative;
 using roast::Layer;
+using roast::makes_panels;
 using roast::Mapping;
 using roast::min64;
 using roast::ops_of;
 using roast::packed_start;
 using roast::PanelJob;
-using roast::Rect;
 using roast::Scratch;
 using roast::scratch_of;
 using roast::Segment;
@@ -84,28 +84,6 @@ int64_t list_segments(const Layer& l, const Columns& columns, int64_t begin, int
   return n;
 }
 
-// ---- Any map: a panel of the weight itself, [inputs, outputs] ----
-
-template <class T>
-void gather_panel(const Layer& l, const roast_plan& p, const T* memory, int64_t first,
-                  int64_t begin, int64_t end, const Scratch& scratch) {
-  const Mapping& m = p.map;
-  const int64_t cols = min64(l.width, l.out - first), depth = end - begin;
-  if (!roast::draws(m) && m.rows == l.out && m.cols == l.in) {
-    const Rect rect{first, first + cols, begin, end};
-    return roast::gather_rect(p, memory, rect, m.transposed == 0, scratch.panel, l.width);
-  }
-  if (depth == l.in) {
-    roast::gather_span(p, memory, first * l.in, cols * l.in, scratch.rows);
-  } else {
-    for (int64_t o = 0; o < cols; ++o) {
-      roast::gather_span(p, memory, (first + o) * l.in + begin, depth, scratch.rows + o * depth);
-    }
-  }
-  const roast::Piece<float> piece{scratch.rows, depth, cols, depth};
-  p.isa->f32.transpose(piece, 1.0f, scratch.panel, l.width);
-}
-
 // ---- Parts ----
 
 struct Call {
@@ -142,7 +120,12 @@ void run_blocks(const Layer& l, const Call& call, const Run& run, PanelJob<T>* j
 template <class T>
 void run_gathered(const Layer& l, const T* memory, const Call& call, const Run& run,
                   const Scratch& scratch) {
-  gather_panel(l, *l.plan, memory, run.first, run.begin, run.end, scratch);
+  const bool turned = l.mode == roast::kTurned;
+  if (turned) {
+    roast::turn_panel(l, memory, run.first, run.begin, run.end, scratch.panel);
+  } else {
+    roast::gather_panel(l, memory, run.first, run.begin, run.end, scratch);
+  }
   Segment segment;
   segment.first = 0;
   segment.rows = static_cast<int32_t>(run.end - run.begin);
@@ -156,7 +139,7 @@ void run_gathered(const Layer& l, const T* memory, const Call& call, const Run& 
   }
   job.segments = &segment;
   job.n_segments = 1;
-  job.scale = 1.0f;
+  job.scale = turned ? l.plan->scale : 1.0f;
   run_blocks(l, call, run, &job);
 }
 
@@ -183,15 +166,15 @@ void run_panels(const Layer& l, const T* memory, const Call& call, int64_t part)
   const Scratch scratch = scratch_of(l, call.scratch, static_cast<size_t>(part));
   const int64_t first = part * l.per_part * l.width;
   const int64_t last = min64(first + l.per_part * l.width, l.out);
-  // A gathered panel costs too much to be gathered again for every chunk.
-  const int64_t chunks = l.mode == kGather ? 1 : ceil_div(l.n, kChunkRows);
+  // A panel that is made costs too much to be made again for every chunk.
+  const int64_t chunks = makes_panels(l) ? 1 : ceil_div(l.n, kChunkRows);
   const int64_t per_chunk = ceil_div(l.blocks, chunks);
   for (int64_t block = 0; block < l.blocks; block += per_chunk) {
     Run run{first, 0, 0, block, min64(block + per_chunk, l.blocks)};
     for (; run.begin < l.in; run.begin = run.end) {
       run.end = end_of_pass(l, run.begin);
       for (run.first = first; run.first < last; run.first += width_at(l, run.first)) {
-        if (l.mode == kGather) {
+        if (makes_panels(l)) {
           run_gathered(l, memory, call, run, scratch);
         } else {
           run_in_place(l, memory, call, run, scratch);
@@ -207,18 +190,13 @@ int64_t list_dots(const Layer& l, const T* memory, int64_t first, int64_t begin,
                   DotSegment<T>* segments) {
   const Mapping& m = l.plan->map;
   DotSegment<T>* segment = segments;
-  int64_t i[kDotOutputs], row[kDotOutputs];
-  for (int64_t o = 0; o < kDotOutputs; ++o) {
-    const int64_t r = min64(first + o, l.out - 1) + m.origin_r;
-    i[o] = r / m.tile_r;
-    row[o] = r % m.tile_r * m.tile_c;
-  }
+  const roast::TileRows<kDotOutputs> rows(l, first);
   int64_t j = (begin + m.origin_c) / m.tile_c, inner = (begin + m.origin_c) % m.tile_c;
   for (int64_t k = begin; k < end; ++segment, ++j, inner = 0) {
     for (int64_t o = 0; o < kDotOutputs; ++o) {
-      const uint32_t packed = packed_start(*l.plan, i[o], j);
+      const uint32_t packed = packed_start(*l.plan, rows.i[o], j);
       segment->sign[o] = packed & kNegative;
-      segment->b[o] = memory + (packed & ~kNegative) + row[o] + inner;
+      segment->b[o] = memory + (packed & ~kNegative) + rows.offset[o] + inner;
     }
     segment->length = min64(m.tile_c - inner, end - k);
     k += segment->length;

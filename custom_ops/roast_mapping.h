@@ -167,63 +167,78 @@ ROAST_LANE uint32_t start_of_row(const Column& column, uint64_t i) {
 
 // ---- MT19937 (Matsumoto, Nishimura 1998), as raw 32-bit outputs ----
 
+constexpr int kMtWords = 624;
+
+ROAST_LANE uint32_t mt_twist(uint32_t high, uint32_t low, uint32_t far) {
+  const uint32_t y = (high & 0x80000000u) | (low & 0x7fffffffu);
+  return far ^ (y >> 1) ^ ((0u - (y & 1u)) & 0x9908b0dfu);
+}
+
+// The next block of a state, in loops that vectorise: what one reads another step writes later, or
+// wrote at least 227 words ago.
+ROAST_LANE void mt_refill(uint32_t* state) {
+  constexpr int kFar = 397, kBack = kMtWords - kFar;
+  for (int n = 0; n < kBack; ++n) state[n] = mt_twist(state[n], state[n + 1], state[n + kFar]);
+  for (int n = kBack; n < kMtWords - 1; ++n) {
+    state[n] = mt_twist(state[n], state[n + 1], state[n - kBack]);
+  }
+  state[kMtWords - 1] = mt_twist(state[kMtWords - 1], state[0], state[kFar - 1]);
+}
+
+ROAST_LANE uint32_t mt_temper(uint32_t y) {
+  y ^= y >> 11;
+  y ^= (y << 7) & 0x9d2c5680u;
+  y ^= (y << 15) & 0xefc60000u;
+  return y ^ (y >> 18);
+}
+
+// A place in a stream. Its words are handed out in blocks, before tempering.
 class Mt19937 {
  public:
-  static constexpr int kWords = 624;
-  static constexpr int kSavedWords = kWords + 1;
+  static constexpr int kSavedWords = kMtWords + 1;
+  // mt_refill, for some instruction set.
+  typedef void (*Refill)(uint32_t* state);
 
-  explicit Mt19937(uint32_t seed) : place_(kWords) {
+  Mt19937(uint32_t seed, Refill refill) : refill_(refill), place_(kMtWords) {
     state_[0] = seed;
-    for (int n = 1; n < kWords; ++n) {
+    for (int n = 1; n < kMtWords; ++n) {
       const uint32_t last = state_[n - 1];
       state_[n] = 1812433253u * (last ^ (last >> 30)) + static_cast<uint32_t>(n);
     }
   }
 
-  explicit Mt19937(const uint32_t* saved) : place_(saved[kWords]) {
-    for (int n = 0; n < kWords; ++n) state_[n] = saved[n];
+  Mt19937(const uint32_t* saved, Refill refill) : refill_(refill), place_(saved[kMtWords]) {
+    for (int n = 0; n < kMtWords; ++n) state_[n] = saved[n];
   }
 
   void save(uint32_t* saved) const {
-    for (int n = 0; n < kWords; ++n) saved[n] = state_[n];
-    saved[kWords] = place_;
+    for (int n = 0; n < kMtWords; ++n) saved[n] = state_[n];
+    saved[kMtWords] = place_;
   }
 
   void skip(uint64_t n) {
-    while (n > kWords - place_) {
-      n -= kWords - place_;
-      refill();
+    while (n > kMtWords - place_) {
+      n -= kMtWords - place_;
+      refill_(state_);
+      place_ = 0;
     }
     place_ += static_cast<uint32_t>(n);
   }
 
-  uint32_t next() {
-    if (place_ == kWords) refill();
-    uint32_t y = state_[place_++];
-    y ^= y >> 11;
-    y ^= (y << 7) & 0x9d2c5680u;
-    y ^= (y << 15) & 0xefc60000u;
-    return y ^ (y >> 18);
+  // The next words, up to the end of their block: at least one. skip() goes past them.
+  const uint32_t* words(int64_t* n) {
+    if (place_ == kMtWords) {
+      refill_(state_);
+      place_ = 0;
+    }
+    *n = kMtWords - place_;
+    return state_ + place_;
   }
 
  private:
-  static uint32_t twist(uint32_t high, uint32_t low, uint32_t far) {
-    const uint32_t y = (high & 0x80000000u) | (low & 0x7fffffffu);
-    return far ^ (y >> 1) ^ ((0u - (y & 1u)) & 0x9908b0dfu);
-  }
-
-  void refill() {
-    constexpr int kFar = 397;
-    int n = 0;
-    for (; n < kWords - kFar; ++n) state_[n] = twist(state_[n], state_[n + 1], state_[n + kFar]);
-    for (; n < kWords - 1; ++n)
-      state_[n] = twist(state_[n], state_[n + 1], state_[n + kFar - kWords]);
-    state_[n] = twist(state_[n], state_[0], state_[kFar - 1]);
-    place_ = 0;
-  }
-
-  uint32_t state_[kWords];
+  Refill refill_;
   uint32_t place_;
+  uint32_t state_[kMtWords];
 };
 
 // ---- The flat list of section 5 and the rules of section 2, in their order ----

@@ -12,9 +12,12 @@ struct roast_plan {
   int64_t i0, j0, grid_i, grid_j;
   // Parts: rectangles of the matrix, the first of them cut by `lead_*`, so that no tile is cut.
   int64_t part_rows, part_cols, lead_rows, lead_cols, parts_across, parts;
-  // The table: starts with the sign in the top bit, and generator states at every span.
+  // The table: starts with the sign in the top bit; drawn signs in the order of the view, from bit
+  // signs_lead on; states of the generator of slots at every span.
   const uint32_t* starts;
+  const uint8_t* signs;
   const uint32_t* states;
+  int64_t signs_lead;
   const roast::Isa* isa;
 };
 
@@ -30,6 +33,24 @@ struct Rect {
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A part of a map of which any rectangle can be made.
+inline Rect rect_of_part(const roast_plan& p, int64_t part) {
+  const int64_t r = part / p.parts_across * p.part_rows - p.lead_rows;
+  const int64_t c = part % p.parts_across * p.part_cols - p.lead_cols;
+  return Rect{max64(r, 0), min64(r + p.part_rows, p.map.rows), max64(c, 0),
+              min64(c + p.part_cols, p.map.cols)};
+}
+
+struct Span {
+  int64_t first, n;
+};
+
+// A part of a map whose elements are made in their order.
+inline Span span_of_part(const roast_plan& p, int64_t part) {
+  const int64_t first = part * kSpanNumel;
+  return Span{first, p.states != nullptr ? min64(kSpanNumel, p.map.numel - first) : p.map.numel};
+}
 
 template <class T>
 const TypedOps<T>& ops_of(const roast_plan& p);

@@ -25,6 +25,7 @@ struct V {
   static constexpr int kRows = 12, kGroups = 2, kDotRows = 4;
   static constexpr __mmask16 kAll = 0xffff;
   static constexpr bool kLoadsHalf = true;
+  static constexpr bool kStreams = true;
 
   static Reg zero() { return _mm512_setzero_ps(); }
   static Reg set1(float x) { return _mm512_set1_ps(x); }
@@ -34,12 +35,20 @@ struct V {
     return _mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static void store(float* p, Reg x) { _mm512_storeu_ps(p, x); }
+  static void stream(float* p, Reg x) { _mm512_stream_ps(p, x); }
+  static void fence() { _mm_sfence(); }
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static Mask mask(uint32_t bits) { return _mm512_set1_epi32(static_cast<int>(bits)); }
   static Reg flip(Reg x, Mask m) {
     return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), m));
+  }
+  static Mask minus(uint32_t bits) {
+    return _mm512_maskz_set1_epi32(static_cast<__mmask16>(~bits), INT32_MIN);
+  }
+  static uint32_t low_bits(const uint32_t* p) {
+    return _mm512_test_epi32_mask(_mm512_loadu_si512(p), _mm512_set1_epi32(1));
   }
   static float sum(Reg x) {
     x = _mm512_add_ps(x, _mm512_maskz_shuffle_f32x4(kAll, x, x, 0x4e));
@@ -90,6 +99,7 @@ struct V {
   static constexpr int kLanes = 8;
   static constexpr int kRows = 6, kGroups = 1, kDotRows = 2;
   static constexpr bool kLoadsHalf = true;
+  static constexpr bool kStreams = true;
 
   static Reg zero() { return _mm256_setzero_ps(); }
   static Reg set1(float x) { return _mm256_set1_ps(x); }
@@ -98,6 +108,8 @@ struct V {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   static void store(float* p, Reg x) { _mm256_storeu_ps(p, x); }
+  static void stream(float* p, Reg x) { _mm256_stream_ps(p, x); }
+  static void fence() { _mm_sfence(); }
   static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
@@ -105,6 +117,17 @@ struct V {
     return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(bits)));
   }
   static Reg flip(Reg x, Mask m) { return _mm256_xor_ps(x, m); }
+  static Mask minus(uint32_t bits) {
+    const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lanes);
+    const __m256i off = _mm256_cmpeq_epi32(set, _mm256_setzero_si256());
+    return _mm256_castsi256_ps(_mm256_slli_epi32(off, 31));
+  }
+  static uint32_t low_bits(const uint32_t* p) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const int top = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_slli_epi32(x, 31)));
+    return static_cast<uint32_t>(top);
+  }
   static float sum(Reg x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -151,18 +174,29 @@ struct V {
   static constexpr int kLanes = 4;
   static constexpr int kRows = 6, kGroups = 1, kDotRows = 4;
   static constexpr bool kLoadsHalf = true;
+  static constexpr bool kStreams = false;
 
   static Reg zero() { return vdupq_n_f32(0.0f); }
   static Reg set1(float x) { return vdupq_n_f32(x); }
   static Reg load(const float* p) { return vld1q_f32(p); }
   static Reg load(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
   static void store(float* p, Reg x) { vst1q_f32(p, x); }
+  static void stream(float* p, Reg x) { store(p, x); }
+  static void fence() {}
   static Reg add(Reg a, Reg b) { return vaddq_f32(a, b); }
   static Reg mul(Reg a, Reg b) { return vmulq_f32(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return vfmaq_f32(c, a, b); }
   static Mask mask(uint32_t bits) { return vdupq_n_u32(bits); }
   static Reg flip(Reg x, Mask m) {
     return vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(x), m));
+  }
+  static Mask lane_bits() { return Mask{1, 2, 4, 8}; }
+  static Mask minus(uint32_t bits) {
+    return vshlq_n_u32(vceqzq_u32(vandq_u32(vdupq_n_u32(bits), lane_bits())), 31);
+  }
+  static uint32_t low_bits(const uint32_t* p) {
+    const Mask low = vandq_u32(vld1q_u32(p), vdupq_n_u32(1));
+    return vaddvq_u32(vmulq_u32(low, lane_bits()));
   }
   static float sum(Reg x) { return vaddvq_f32(x); }
   static void store_first(float* p, Reg x, int64_t n) {
@@ -194,6 +228,7 @@ struct V {
   static constexpr int kLanes = 4;
   static constexpr int kRows = 3, kGroups = 1, kDotRows = 2;
   static constexpr bool kLoadsHalf = false;
+  static constexpr bool kStreams = false;
 
   static Reg zero() { return Reg{0, 0, 0, 0}; }
   static Reg set1(float x) { return Reg{x, x, x, x}; }
@@ -205,11 +240,20 @@ struct V {
   static float wide(uint16_t half) { return roast::load(half); }
   static Reg load(const uint16_t* p) { return Reg{wide(p[0]), wide(p[1]), wide(p[2]), wide(p[3])}; }
   static void store(float* p, Reg x) { __builtin_memcpy(p, &x, sizeof x); }
+  static void stream(float* p, Reg x) { store(p, x); }
+  static void fence() {}
   static Reg add(Reg a, Reg b) { return a + b; }
   static Reg mul(Reg a, Reg b) { return a * b; }
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
   static Mask mask(uint32_t bits) { return Mask{bits, bits, bits, bits}; }
   static Reg flip(Reg x, Mask m) { return reinterpret_cast<Reg>(reinterpret_cast<Mask>(x) ^ m); }
+  static Mask minus(uint32_t bits) {
+    const uint32_t off = ~bits;
+    return Mask{off << 31, off >> 1 << 31, off >> 2 << 31, off >> 3 << 31};
+  }
+  static uint32_t low_bits(const uint32_t* p) {
+    return (p[0] & 1u) | (p[1] & 1u) << 1 | (p[2] & 1u) << 2 | (p[3] & 1u) << 3;
+  }
   static float sum(Reg x) { return (x[0] + x[2]) + (x[1] + x[3]); }
   static void store_first(float* p, Reg x, int64_t n) {
     for (int64_t k = 0; k < n; ++k) p[k] = x[k];

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes as c
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +149,10 @@ LARGE = {
                        range=999),
     "tile is the array": Mapping((300, 400), 5000, (1, 120000), tile=(1, 5000), origin=(0, 777),
                                  hash1=Hash(2**31 - 1, 5, 7, 9, 3), range=5000),
+    "rows share cache sets": Mapping((150, 1024), 4000, (150, 1024), True, (32, 32), (7, 11),
+                                     Hash(45007, 5, 7), range=3000),
+    "rows share cache sets, as is": Mapping((72, 2048), 4000, (72, 2048), False, (16, 48), (7, 11),
+                                            Hash(45007, 5, 7), range=4000),
     "tile over parts": Mapping((300, 400), 120000, (300, 400), True, (300, 300), (10, 20),
                                Hash(45007, 5, 7), range=120000),
     "mt19937 signs": Mapping((300, 401), 5000, (300, 401), True, (16, 32), hash1=Hash(45007, 5, 7),
@@ -165,6 +172,21 @@ def test_large_maps_in_parts(name, dtype):
     assert lib.roast_gather_parts(plan.plan) > 1
 
 
+@thorough
+@given(st.one_of(hashed(), drawn()))
+def test_a_table_takes_an_eighth_of_the_weight_at_most(m):
+    assert lib.roast_plan_table_bytes(Plan(m.to_list()).plan) <= m.numel * 4 // 8
+
+
+@pytest.mark.parametrize("shape", [(7, 20000), (3, 140000), (1, 140001), (9, 16383), (16384, 9)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_drawn_signs_of_long_rows(shape, transposed):
+    """Rows that no longer fit the buffer in which a table's signs are turned."""
+    m = Mapping(shape, 500, shape, transposed, (2, 16), hash1=Hash(45007, 5, 7), range=400, sign=Sign.MT19937,
+                sign_seed=11, sign_skip=613)  # fmt: skip
+    check(m)
+
+
 @pytest.mark.parametrize("name", LARGE)
 def test_large_maps_by_row(name):
     m = LARGE[name]
@@ -174,7 +196,7 @@ def test_large_maps_by_row(name):
     assert_same_bits(Plan(m.to_list(), table=True).rows(memory, 3, ids), want[ids])
 
 
-@pytest.mark.parametrize("name", ["matrices", "mt19937 signs"])
+@pytest.mark.parametrize("name", ["matrices", "mt19937 signs", "rows share cache sets"])
 def test_given_signs(name):
     m = LARGE[name]
     memory = pattern(m.n_memory)
@@ -192,6 +214,27 @@ def test_every_float16():
     nan = np.isnan(want)
     np.testing.assert_array_equal(np.isnan(got), nan)
     assert_same_bits(got[~nan], want[~nan])
+
+
+def imports(path: str) -> list[str]:
+    """Symbols that a library needs from others; a (w)eak one may be missing."""
+    listing = subprocess.run(
+        ["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=True
+    )
+    return [line.split()[-1] for line in listing.stdout.splitlines() if line.split()[-2] != "w"]
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+def test_nothing_is_imported():
+    found = imports(ort_library_path())
+    if any("san_" in name for name in found):
+        pytest.skip("a build for a sanitizer")
+    assert found == []
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+def test_control_what_is_imported_is_seen():
+    assert "memcpy" in {name.partition("@")[0] for name in imports(_ctypes.__file__)}
 
 
 HOSTILE = st.one_of(

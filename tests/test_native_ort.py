@@ -94,6 +94,27 @@ def test_gather_drawn(m):
     assert_same_bits(run(model), m.weight(memory, 0.7))
 
 
+@pytest.mark.parametrize("m", [STREAM, DRAWN], ids=["signs", "slots"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_embedding_drawn(m, dtype):
+    memory, ids = pattern(m.n_memory, dtype), np.array([[299, 0, 7], [7, 150, 1]], np.int64)
+    arrays = {"memory": memory, "ids": ids}
+    model = one_node("RoastEmbeddingDrawn", attributes(m, 3.0, drawn=True), arrays, ("ids",), rank=3)
+    assert_same_bits(run(model, {"ids": ids}), m.weight(memory, 3.0)[ids])
+
+
+@pytest.mark.parametrize("m", [STREAM, DRAWN], ids=["signs", "slots"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_drawn(m, bias):
+    """The identity gives the weight back, as sums of one product."""
+    memory, x = pattern(m.n_memory), np.eye(m.shape[1], dtype=np.float32)
+    arrays = {"x": x, "memory": memory} | ({"bias": np.arange(300, dtype=np.float32)} if bias else {})
+    op = "RoastLinearBiasDrawn" if bias else "RoastLinearDrawn"
+    y = run(one_node(op, attributes(m, 0.5, drawn=True), arrays, ("x",), rank=2), {"x": x})
+    want = m.weight(memory, 0.5).T + (arrays["bias"] if bias else np.float32(0))
+    np.testing.assert_array_equal(y, want)
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 3), (4, 5), (2, 3, 4, 5)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_embedding(shape, dtype):
