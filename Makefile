@@ -3,7 +3,9 @@
 #   make test      run the tests (ARGS="-k mapping" narrows them)
 #   make bench     compare with onnxruntime's own kernels (BENCH=quick: two minutes)
 #   make lint      ruff, mypy --strict, clang-format
-#   make native    build the operator library into roast_export/lib/
+#   make native    build the operator libraries into roast_export/lib/
+#   make cross     build the ONNX Runtime library for phones and other systems into build/cross/
+#   make mobile    run what is exported on what it is for: ARM under qemu, browsers, ExecuTorch
 #   make vectors   write tests/vectors/mapping.json anew from the reference
 #   make clean     remove what was built, keep .venv/
 
@@ -21,10 +23,10 @@ NATIVE_READY := roast_export/lib/.ready
 COMPAT_READY := $(patsubst %,$(VENV)/compat/%/.ready,1.20.1 1.23.2)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup native demo test bench lint vectors clean
+.PHONY: help setup native demo test bench lint vectors clean cross mobile
 
 help:
-	@sed -n '2,9s/^# \{0,1\}//p' Makefile
+	@sed -n '2,11s/^# \{0,1\}//p' Makefile
 
 # Debian splits ensurepip off into python3-venv; where it is missing, the system's pip fills the gap.
 $(VENV_READY):
@@ -47,9 +49,10 @@ $(PACKAGE_READY): pyproject.toml $(TORCH_READY)
 	@touch $@
 
 $(NATIVE_READY): $(PACKAGE_READY) $(NATIVE_SOURCES)
-	@echo "building the operator library"
+	@echo "building the operator libraries"
 	@$(BIN)/cmake -S custom_ops -B $(NATIVE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release \
-	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja >/dev/null
+	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DTORCH_INCLUDE_DIR="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch/include" >/dev/null
 	@$(BIN)/cmake --build $(NATIVE_BUILD) -- --quiet
 	@$(BIN)/cmake --install $(NATIVE_BUILD) --prefix $(CURDIR) >/dev/null
 	@touch $@
@@ -77,7 +80,7 @@ lint: $(PACKAGE_READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/clang-format --dry-run -Werror $(wildcard custom_ops/*.h custom_ops/*.cc)
+	@$(BIN)/clang-format --dry-run -Werror $(wildcard custom_ops/*.h custom_ops/*.cc custom_ops/cross/*.h custom_ops/cross/*.c custom_ops/cross/*.cc samples/cpp/*.h samples/cpp/*.cc)
 	@echo "lint: clean"
 
 # A full run takes about 20 minutes and wants the machine for itself; BENCH=quick takes two.
@@ -90,3 +93,60 @@ vectors: $(PACKAGE_READY)
 clean:
 	rm -rf build dist out roast_export/lib .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find roast_export tests samples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- Other machines ----
+
+CROSS_TOOLS := $(VENV)/.ready-cross
+CROSS_READY := build/cross/.ready
+QEMU_READY := build/qemu/.ready
+
+$(CROSS_TOOLS): $(PACKAGE_READY)
+	@echo "installing zig"
+	@$(PIP) install --config-settings=wheel.cmake=false --editable '.[cross]'
+	@touch $@
+
+$(CROSS_READY): $(CROSS_TOOLS) $(NATIVE_SOURCES) $(wildcard custom_ops/cross/*)
+	@$(BIN)/python custom_ops/cross/build.py -o build/cross
+	@touch $@
+
+$(QEMU_READY): $(CROSS_TOOLS) $(wildcard custom_ops/cross/*)
+	@echo "fetching the ARM emulator"
+	@$(BIN)/python custom_ops/cross/emulator.py -o build/qemu
+	@touch $@
+
+cross: $(CROSS_READY)
+	@:
+
+# ---- Phones, boards and browsers ----
+
+WEB_READY := build/web/.ready
+EXECUTORCH_READY := build/executorch/.ready
+EXECUTORCH_TOOLS := $(VENV)/.ready-executorch
+KERNEL_SOURCES := $(filter-out custom_ops/roast_scatter.cc,$(wildcard custom_ops/roast_*.cc))
+MOBILE_TESTS := $(patsubst %,tests/test_%.py,mobile cross qemu qemu_onnxruntime to_ort web executorch bundle)
+
+$(WEB_READY):
+	@echo "fetching onnxruntime-web"
+	@mkdir -p $(@D)
+	@npm install --prefix $(@D) --no-audit --no-fund --silent onnxruntime-web@1.30.0
+	@touch $@
+
+$(EXECUTORCH_TOOLS): $(TORCH_READY) | $(PACKAGE_READY)
+	@echo "installing executorch"
+	@$(PIP) install torch==2.13.0 executorch==1.5.1
+	@touch $@
+
+# Its CMake files want a newer CMake than Debian's: plain lines do.
+$(EXECUTORCH_READY): $(EXECUTORCH_TOOLS) custom_ops/executorch_op.cc $(KERNEL_SOURCES) $(wildcard custom_ops/roast_*.h)
+	@echo "building the operators for ExecuTorch"
+	@mkdir -p $(@D)
+	@root=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("executorch").submodule_search_locations[0])') && \
+	$(CXX) -std=c++17 -O2 -fPIC -shared -fvisibility=hidden -ffp-contract=off -Wall -Wextra \
+	  -isystem $$root/include -isystem $$root/include/executorch/runtime/core/portable_type/c10 \
+	  -DC10_USING_CUSTOM_GENERATED_MACROS -Icustom_ops custom_ops/executorch_op.cc $(KERNEL_SOURCES) \
+	  -L$$root/lib -lexecutorch -o $(@D)/libroast_executorch.so
+	@touch $@
+
+# What a machine lacks is a named skip; a run in which nothing was verified fails.
+mobile: setup $(CROSS_READY) $(QEMU_READY) $(WEB_READY) $(EXECUTORCH_READY)
+	@ROAST_MOBILE=1 $(BIN)/python -m pytest $(MOBILE_TESTS) -rs $(ARGS)

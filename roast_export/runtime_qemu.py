@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,11 @@ def runtimes() -> list[Runtime]:
 
 
 def open_native(model: str | bytes) -> Run:
-    return _open(model, str(_library()), [])
+    return open_with(model, str(_library()))
 
 
 def open_portable(model: str | bytes) -> Run:
-    return _open(model, "-", [f"{DISABLE_FOLDING}=ConstantFolding"])
+    return open_with(model, "-", [f"{DISABLE_FOLDING}=ConstantFolding"])
 
 
 def unavailable() -> str | None:
@@ -56,7 +57,9 @@ def _onnxruntime() -> Path:
     return build_folder() / "qemu" / "aarch64" / "libonnxruntime.so.1"
 
 
-def _open(model: str | bytes, library: str, entries: list[str]) -> Run:
+def open_with(model: str | bytes, library: str, entries: Sequence[str] = ()) -> Run:
+    """library: an operator library for arm64 Linux, or "-"; entries: session entries, as NAME=VALUE."""
+
     def run(inputs: dict[str, Array]) -> list[Array]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

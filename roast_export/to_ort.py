@@ -122,7 +122,7 @@ def _check_form(layers: list[onnx.NodeProto], portable: bool) -> None:
             "a .ort is not optimised when it is loaded, so materialized weights would be stored dense; "
             "export with weights='virtual', or ship the .onnx"
         )
-    if portable and "RoastGatherDrawn" in kinds:
+    if portable and any(map(onnx_ops.is_drawn, kinds)):
         raise ExportError(
             "weights drawn from MT19937 have no standard-operator form; ship the native .ort with the "
             "library, or export the .onnx with --portable"

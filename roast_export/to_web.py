@@ -47,7 +47,7 @@ def write(source: Path, target: Path) -> dict[str, Any]:
     proto = onnx.load(source)
     layers = [node for node in proto.graph.node if node.domain == onnx_ops.DOMAIN]
     kinds = {node.op_type for node in layers}
-    if "RoastGatherDrawn" in kinds:
+    if any(map(onnx_ops.is_drawn, kinds)):
         raise ExportError(
             "weights drawn from MT19937 need the operator library, and a browser cannot load it; export the "
             "model with --portable"

@@ -47,5 +47,11 @@ export function encode(names, tensors) {
     bytes(text);
     bytes(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
   }
-  return new Uint8Array(chunks.flatMap((chunk) => Array.from(chunk)));
+  const data = new Uint8Array(chunks.reduce((sum, chunk) => sum + chunk.length, 0));
+  let place = 0;
+  for (const chunk of chunks) {
+    data.set(chunk, place);
+    place += chunk.length;
+  }
+  return data;
 }
