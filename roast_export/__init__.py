@@ -12,6 +12,7 @@ from roast_export.errors import (
     VerificationError,
 )
 from roast_export.export import export
+from roast_export.importers import convert
 from roast_export.libraries import ort_library_path, torch_library_path
 from roast_export.load import load, save
 from roast_export.mapping import Mapping
@@ -47,6 +48,7 @@ __all__ = [
     "VerificationError",
     "VirtualWeight",
     "compress",
+    "convert",
     "create_session",
     "export",
     "load",

@@ -10,13 +10,15 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from roast_export.mapping import Element, Hash, Mapping, Sign
+from roast_export.mapping import Element, Hash, Mapping, Sign, mt19937_stream
 
 UHASH_PRIME = 2038074743
 """The modulus of FakeRoast's, ROBE's and our own hash, a prime below 2^31."""
 
 RZLINEAR_TILE = (32, 64)
+RZLINEAR_PRIME = 45007
 
 
 def _wrap(value: int) -> int:
@@ -44,6 +46,38 @@ def rzlinear(in_features: int, out_features: int, n_memory: int, random_numbers:
         hash2=Hash(p, a=r7, b=r5, g=r4),
         range=n_memory - math.prod(RZLINEAR_TILE),
     )
+
+
+def rzlinear_one_level(
+    in_features: int, out_features: int, n_memory: int, random_numbers: list[int], tile: tuple[int, int]
+) -> Mapping:
+    """The one-level hash of other RzLinear branches. random_numbers: P, R1..R3; tile: as it was tuned."""
+    p, r1, r2, r3 = random_numbers[:4]
+    return Mapping(
+        shape=(out_features, in_features),
+        matrix=(out_features, in_features),
+        transposed=True,
+        n_memory=n_memory,
+        tile=tile,
+        hash1=Hash(p, a=r3, b=r2, g=r1),
+        range=n_memory - math.prod(tile),
+    )
+
+
+def rzlinear_numbers(seed: int) -> list[int]:
+    """P, R1..R7 as RzLinear draws them: torch.manual_seed(seed), randint(0, P, (7,))."""
+    return [RZLINEAR_PRIME, *(int(raw) % RZLINEAR_PRIME for raw in mt19937_stream(seed, 7))]
+
+
+def uhash_coefficients(raw: NDArray[np.uint64], *, draw_bits: int) -> NDArray[np.int64]:
+    """FakeRoast's four odd coefficients: int64[..., 4], each in [3, UHASH_PRIME).
+
+    raw: the first 8 outputs of MT19937 for the hasher's seed, uint64[..., 8]; draw_bits: 64 (torch
+    2.13 joins two outputs for a range this wide) or 32 (torch up to about 2.6).
+    """
+    draws = (raw[..., 0::2] << np.uint64(32)) | raw[..., 1::2] if draw_bits == 64 else raw[..., :4]
+    low, high = 1, UHASH_PRIME // 2 - 1
+    return 2 * (draws % np.uint64(high - low)).astype(np.int64) + 2 * low + 1
 
 
 def fakeroast_hashednet(
@@ -138,6 +172,11 @@ def robe(
         hash1=Hash(r0, a=r3, b=r2, g=r1),
         range=n_memory - chunk + 1,
     )
+
+
+def robe_numbers(seed: int) -> list[int]:
+    """r0..r3 as ROBE and UMA draw them from numpy's RandomState(seed)."""
+    return [UHASH_PRIME, *(int(x) for x in np.random.RandomState(seed).randint(0, UHASH_PRIME, 3))]
 
 
 def roast(

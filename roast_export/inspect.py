@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from collections.abc import Mapping as Named
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from roast_export.errors import LoadError, RoastError
-from roast_export.load import load
+from roast_export.facts import Facts
+from roast_export.import_report import ImportReport
+from roast_export.load import look
 from roast_export.onnx_ops import DOMAIN, OPERATORS, array_of, mapping_of
 from roast_export.report import Layer
 from roast_export.report_text import MAX_LAYERS, bytes_text, count, shape_text, table
@@ -44,6 +47,8 @@ class Inspection:
     """"native" and "portable": "yes", or why not, on this machine."""
     summary: Summary | None = None
     """The table of parameters, for a PyTorch model."""
+    imported: ImportReport | None = None
+    """The layers of research code in a PyTorch model, and what an export of them would weigh."""
 
     @property
     def array_bytes(self) -> int:
@@ -65,26 +70,38 @@ class Inspection:
 
     def __str__(self) -> str:
         head = f"{self.path}: {self.kind}, {bytes_text(self.file_bytes)}"
+        if self.imported is not None:
+            return f"{head}\n\n{self.imported}"
         if self.summary is not None:
             return f"{head}\n\n{self.summary}"
         return "\n".join([f"{head}, opset {self.opset}", *_lines(self)])
 
 
-def inspect(path: str | Path, *, model: str | None = None, trust: bool = False) -> Inspection:
-    """Open an exported .onnx, or anything `roast_export.load` opens (model and trust are for it).
+def inspect(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    trust: bool = False,
+    facts: Facts | Named[str, Any] | str | Path | None = None,
+) -> Inspection:
+    """Open an exported .onnx, or anything `roast_export.load` opens (the other arguments are for it).
 
-    The data of a large .onnx stays on disk, and nothing in the file is run.
+    The data of a large .onnx stays on disk, and nothing in the file is run. Layers of research code
+    are looked at and proved, but stay as they are; a FakeRoast state dict needs no model for that.
 
     Raises:
-        LoadError: the file is missing, is no model, or has a damaged node of ours.
+        LoadError: the file is missing, is no model, or has a damaged node or layer.
     """
     path = Path(path)
     if not path.is_file():
         raise LoadError(f"{path}: there is no such file")
     if path.suffix.lower() == ".onnx":
         return _inspect_onnx(path)
-    found = summary(load(path, model=model, trust=trust))
-    return Inspection(str(path), "PyTorch", path.stat().st_size, summary=found)
+    found, imported = look(path, model=model, trust=trust, facts=facts)
+    size = path.stat().st_size
+    if imported is not None:
+        return Inspection(str(path), "PyTorch", size, imported=imported)
+    return Inspection(str(path), "PyTorch", size, summary=summary(found))
 
 
 def _inspect_onnx(path: Path) -> Inspection:

@@ -6,7 +6,8 @@
 | pickled nn.Module | the module, only with trust: unpickling runs code from the file |
 | state dict | the module that `model` = "package.module:factory" makes, with these values |
 
-Anything else is refused by name.
+Layers of research code (FakeRoast, RzLinear, ROBE) in what was opened become virtual layers; see
+importers.py and docs/checkpoints.md. Anything else is refused by name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import pickle
 import re
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,13 @@ import torch
 from torch import nn
 
 from roast_export.archive import runs_code
-from roast_export.errors import LoadError
+from roast_export.errors import InputError, LoadError
+from roast_export.facts import Facts, read_facts
 from roast_export.files import replacing
+from roast_export.import_report import ImportReport
+from roast_export.importers import convert, research_layers, survey
 from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of, quiet, trace
+from roast_export.state_layers import bare_model, describe, fill
 
 ARCHIVE_NOTE = "roast.json"
 """Member of our archives that says what they are."""
@@ -58,22 +64,80 @@ def save(model: nn.Module, path: str | os.PathLike[str], example_inputs: Inputs)
             torch.export.save(program, target, extra_files={ARCHIVE_NOTE: json.dumps(note)})
 
 
-def load(path: str | os.PathLike[str], *, model: str | None = None, trust: bool = False) -> nn.Module:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    trust: bool = False,
+    facts: Facts | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    keep_dense: bool = False,
+) -> nn.Module:
     """Open a model file (the table above) on the CPU.
 
-    model: "package.module:factory" that builds the module a bare state dict belongs to.
+    model: "package.module:factory" that builds the module a bare state dict belongs to; for a research
+        checkpoint the factory may build the ordinary dense model.
     trust: the file comes from someone you trust with running code on this machine.
+    facts: what a research checkpoint does not store (docs/checkpoints.md): a dict, .toml or .json file.
+    keep_dense: expand the weight of a research layer that has no formula, instead of refusing it.
 
     Raises:
-        LoadError: the file is missing, damaged, of another kind, or may not be opened like this.
+        LoadError: the file is missing, damaged, of another kind, or may not be opened like this; or a
+            research layer cannot be converted exactly.
+        InputError: the facts are malformed, or there is nothing that they are about.
     """
-    path = Path(path)
+    path, read = Path(path), read_facts(facts)
+    opened = _open(path, model, trust)
+    if _is_research(opened):
+        with _named(path):
+            return convert(opened, read, keep_dense=keep_dense)[0]
+    if read != Facts():
+        raise InputError(f"facts are given, but {path} has no layer of research code; leave them out")
+    return opened
+
+
+def look(
+    path: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    trust: bool = False,
+    facts: Facts | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+) -> tuple[nn.Module, ImportReport | None]:
+    """What a file holds: the model, as it is, and a survey of the research layers in it.
+
+    A FakeRoast state dict needs no factory for this: its tables hold the shapes. Otherwise as `load`.
+    """
+    path, read = Path(path), read_facts(facts)
+    bare = model is None
+    opened = _open(path, model, trust, alone=True)
+    if not _is_research(opened):
+        return opened, None
+    if bare and opened.__dict__.get("_bare"):
+        read = Facts({"scale": 1.0} | read.defaults, read.layers)
+    with _named(path):
+        return opened, survey(opened, read)
+
+
+def _open(path: Path, model: str | None, trust: bool, *, alone: bool = False) -> nn.Module:
+    """The module in a file, before any conversion. alone: a state dict may do without a factory."""
     kind = _kind(path)
     if kind == "export archive":
         return _open_archive(path, trust)
     if kind == "torch pickle":
-        return _open_pickle(path, model, trust)
+        return _open_pickle(path, model, trust, alone)
     raise LoadError(f"{path} is {kind}; {_NEXT_STEP.get(kind, _WANTED)}")
+
+
+def _is_research(opened: nn.Module) -> bool:
+    return not isinstance(opened, LoadedProgram) and bool(research_layers(opened))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of an import begin with the file that they are about."""
+    try:
+        yield
+    except LoadError as error:
+        raise LoadError(f"{path}: {error}") from error
 
 
 _WANTED = "give an archive of roast_export.save, a .pt2, a pickled module (--trust) or a state dict (--model)"
@@ -147,7 +211,7 @@ def _open_archive(path: Path, trust: bool) -> nn.Module:
     )
 
 
-def _open_pickle(path: Path, model: str | None, trust: bool) -> nn.Module:
+def _open_pickle(path: Path, model: str | None, trust: bool, alone: bool) -> nn.Module:
     try:
         with quiet():
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -167,9 +231,13 @@ def _open_pickle(path: Path, model: str | None, trust: bool) -> nn.Module:
     if state is None:
         raise LoadError(f"{path} holds a {type(content).__name__}, not a module or a state dict; {_WANTED}")
     if model is None:
+        bare = bare_model(state) if alone else None
+        if bare is not None:
+            bare.__dict__["_bare"] = True
+            return bare
         raise LoadError(
-            f"{path} is a state dict of {len(state)} entries: values without a model; say what builds "
-            "the module with --model package.module:factory (model=...)"
+            f"{path} is a state dict of {len(state)} entries{describe(state)}: values without a model; say "
+            "what builds the module with --model package.module:factory (model=...)"
         )
     return _fill(_factory(model)(), state, path, model)
 
@@ -225,8 +293,6 @@ def _fill(module: Any, state: dict[str, Any], path: Path, name: str) -> nn.Modul
     if not isinstance(module, nn.Module):
         raise LoadError(f"--model {name!r} makes a {type(module).__name__}, not an nn.Module")
     try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise LoadError(f"{path} does not fit what {name} makes: {' '.join(lines)[:400]}") from error
-    return module.eval()
+        return fill(module, state).eval()
+    except LoadError as error:
+        raise LoadError(f"{path} does not fit what {name} makes: {error}") from error
