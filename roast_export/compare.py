@@ -53,5 +53,8 @@ def compare_values(
 
 
 def failed(runtime: str, kind: str, name: str, case: str, error: BaseException) -> Check:
-    note = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    return Check(runtime, kind, name, case, 0, False, note=note)
+    return Check(runtime, kind, name, case, 0, False, note=first_line(error))
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

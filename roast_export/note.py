@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from roast_export.errors import RoastError
-from roast_export.mapping import VERSION, Mapping
-from roast_export.program import Dims, Program, VirtualLayer, output_names, signature
+from roast_export.mapping import VERSION, Mapping, check_scale
+from roast_export.program import DimNames, Dims, Program, VirtualLayer, output_names, signature
 from roast_export.report import Layer
 
 NOTE = "roast.json"
+LARGEST_NOTE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,14 @@ class Note:
         return json.dumps(asdict(self))
 
 
-def note_of(program: Program, target: str, portable: bool, uses: list[tuple[str, VirtualLayer]]) -> Note:
-    """uses: each use of a virtual weight with the place where the file keeps it."""
+def note_of(
+    program: Program,
+    target: str,
+    portable: bool,
+    uses: list[tuple[str, VirtualLayer]],
+    dim_names: DimNames | None = None,
+) -> Note:
+    """uses: each use of a virtual weight with the place where the file keeps it. dim_names: see signature."""
     weights: dict[str, Weight] = {}
     for place, layer in uses:
         weight = Weight(layer.name, place, layer.kind, layer.mapping.to_list(), layer.scale, layer.array)
@@ -63,7 +71,7 @@ def note_of(program: Program, target: str, portable: bool, uses: list[tuple[str,
     return Note(
         target,
         portable,
-        signature(program),
+        signature(program, dim_names),
         output_names(program),
         list(weights.values()),
         sum(memory.numel() * memory.element_size() for memory in arrays.values()),
@@ -74,17 +82,45 @@ def read_note(path: Path) -> Note:
     """The note of a file. Raises RoastError if it has none, or one of another version."""
     try:
         with zipfile.ZipFile(path) as archive:
-            name = next(n for n in archive.namelist() if n.partition("/")[2] == f"extra/{NOTE}")
-            content: dict[str, Any] = json.loads(archive.read(name))
-        content["weights"] = [Weight(**weight) for weight in content["weights"]]
-        content["inputs"] = {key: (kind, dims) for key, (kind, dims) in content["inputs"].items()}
-        found = Note(**content)
-        for weight in found.weights:
-            weight.layer()
+            member = next(m for m in archive.infolist() if m.filename.partition("/")[2] == f"extra/{NOTE}")
+            if member.file_size > LARGEST_NOTE:
+                raise ValueError(f"its {NOTE} has {member.file_size:,} bytes")
+            return _note(json.loads(archive.read(member)))
     except FileNotFoundError:
         raise RoastError(f"{path} does not exist") from None
     except StopIteration:
         raise RoastError(f"{path} was not written by roast-export: it has no {NOTE}") from None
-    except (zipfile.BadZipFile, OSError, KeyError, TypeError, ValueError) as error:
+    except _DAMAGE as error:
         raise RoastError(f"{path} is damaged or of another version ({error}); export it again") from error
+
+
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, AttributeError, KeyError, TypeError, ValueError,
+    RuntimeError, OverflowError,
+)  # fmt: skip
+"""What zipfile and json raise on bytes that are not theirs, and `_note` on values that are not ours."""
+
+
+def _note(content: dict[str, Any]) -> Note:
+    """Everything in the note has its type from here on."""
+    fields = dict(content)
+    fields["weights"] = [Weight(**weight) for weight in content["weights"]]
+    fields["inputs"] = {name: (kind, list(dims)) for name, (kind, dims) in content["inputs"].items()}
+    found = Note(**fields)
+    if found.mapping_version != VERSION:
+        raise ValueError(f"mapping version {found.mapping_version!r}")
+    texts = [found.target, found.producer, *found.outputs, *(kind for kind, _ in found.inputs.values())]
+    for weight in found.weights:
+        texts += [weight.name, weight.place, weight.operator, weight.array]
+        check_scale(weight.scale)
+        weight.layer()
+    lengths = [length for _, dims in found.inputs.values() for length in dims]
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or not all(type(length) in (int, str) for length in lengths)
+        or not isinstance(found.outputs, list)
+        or type(found.portable) is not bool
+        or type(found.array_bytes) is not int
+    ):
+        raise ValueError(f"its {NOTE} has a value of the wrong type")
     return found

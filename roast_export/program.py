@@ -28,6 +28,9 @@ Inputs = tuple[Any, ...] | Lookup[str, Any]
 Dims = list[int | str]
 """Lengths of one tensor; a dynamic dimension is its name."""
 
+DimNames = Lookup[str, Lookup[int, str]]
+"""Names of dynamic dimensions: {"input": {axis: "name"}}."""
+
 Program: TypeAlias = "ExportedProgram | Untraced"
 """The traced form of a model, or what stands for it where there is none (untraced.py)."""
 
@@ -186,21 +189,40 @@ def input_names(program: Program) -> list[str]:
     return [str(name) for name in program.graph_signature.user_inputs]
 
 
-def signature(program: Program) -> dict[str, tuple[str, Dims]]:
-    """Element type and lengths of each tensor input; a dynamic length is called `<input>_<axis>`."""
+def signature(program: Program, dim_names: DimNames | None = None) -> dict[str, tuple[str, Dims]]:
+    """Element type and lengths of each tensor input.
+
+    A dynamic length is called as in dim_names, or `<input>_<axis>`. The trace may leave two lengths
+    apart that the user gave one name; the name counts.
+    """
     if not isinstance(program, ExportedProgram):
         return program.signature
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     labels: dict[str, str] = {}
+    shapes = {name: list(nodes[name].meta["val"].shape) for name in input_names(program)}
+    for name, axes in (dim_names or {}).items():
+        for axis, label in axes.items():
+            labels.setdefault(_dynamic_length(shapes, name, axis), label)
     found: dict[str, tuple[str, Dims]] = {}
     for name in input_names(program):
-        value = nodes[name].meta["val"]
         dims: Dims = []
-        for axis, length in enumerate(value.shape):
+        for axis, length in enumerate(shapes[name]):
             fixed = isinstance(length, int)
             dims.append(length if fixed else labels.setdefault(str(length), f"{name}_{axis}"))
-        found[name] = (str(value.dtype).removeprefix("torch."), dims)
+        found[name] = (str(nodes[name].meta["val"].dtype).removeprefix("torch."), dims)
     return found
+
+
+def _dynamic_length(shapes: dict[str, list[Any]], name: str, axis: int) -> str:
+    """The symbol of a length that the user wants to be dynamic."""
+    if name not in shapes:
+        raise InputError(f"no input is called {name!r}; the model takes {', '.join(shapes)}")
+    if not 0 <= axis < len(shapes[name]) or isinstance(shapes[name][axis], int):
+        free = [f"{n}:{k}" for n, v in shapes.items() for k, d in enumerate(v) if not isinstance(d, int)]
+        raise InputError(
+            f"input {name!r}, axis {axis} is fixed by the model; dynamic are: {', '.join(free) or 'none'}"
+        )
+    return str(shapes[name][axis])
 
 
 def flat_inputs(program: Program, inputs: Inputs) -> dict[str, Tensor]:

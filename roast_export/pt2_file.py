@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from roast_export import probe, torch_ops
 from roast_export.archive import runs_code
 from roast_export.artifact import Artifact, Tell, expected_layer
-from roast_export.compare import compare_bits, failed
+from roast_export.compare import compare_bits, failed, first_line
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
 from roast_export.note import Note, Weight, read_note
@@ -37,16 +37,18 @@ class Pt2File(Artifact):
 
     @cached_property
     def program(self) -> ExportedProgram:
-        with quiet():
-            return torch.export.load(self.path)
+        try:
+            with quiet():
+                return torch.export.load(self.path)
+        except Exception as error:
+            raise RoastError(f"{self.path} cannot be opened: {first_line(error)}; export it again") from error
 
     def runtimes(self) -> list[Runtime]:
         return pt2_runtimes(self.portable)
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
-        reason = runs_code(self.path)
-        passed = reason is None
-        yield Check("file", "structure", "data only", "members", 1, passed, note=reason or "")
+        # open_pt2_file has looked: nothing below may open a file that runs code.
+        yield Check("file", "structure", "data only", "members", 1, True)
         yield dense_check(subject.layers, self.parameters(), "file")
 
     def parameters(self) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -144,8 +146,16 @@ class Pt2File(Artifact):
 
 
 def open_pt2_file(path: Path) -> Pt2File:
-    """The file at `path`. Raises RoastError if it is not one of ours."""
+    """The file at `path`. Raises RoastError if it is not one of ours, or opening it would run code."""
     note = read_note(path)
+    try:
+        reason = runs_code(path)
+    except Exception as error:
+        raise RoastError(f"{path} is truncated or damaged ({first_line(error)}); export it again") from error
+    if reason is not None:
+        raise RoastError(
+            f"{path} runs code when opened ({reason}), which no file of ours does; export it again"
+        )
     return Pt2File(
         path=path,
         target="pt2",

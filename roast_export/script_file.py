@@ -15,7 +15,7 @@ from torch import Tensor
 
 from roast_export import probe
 from roast_export.artifact import Artifact, Tell, expected_layer
-from roast_export.compare import compare_bits, failed
+from roast_export.compare import compare_bits, failed, first_line
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
 from roast_export.note import Note, read_note
@@ -39,8 +39,11 @@ class ScriptFile(Artifact):
     @cached_property
     def module(self) -> Any:
         """The file in torch's full interpreter; the lite form carries its source for that."""
-        with quiet():
-            return torch.jit.load(str(self.path), map_location="cpu").eval()
+        try:
+            with quiet():
+                return torch.jit.load(str(self.path), map_location="cpu").eval()
+        except Exception as error:
+            raise RoastError(f"{self.path} cannot be opened: {first_line(error)}; export it again") from error
 
     def runtimes(self) -> list[Runtime]:
         return (lite_runtimes if self.target == "lite" else script_runtimes)(self.portable)

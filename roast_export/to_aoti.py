@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from roast_export.errors import ExportError
 from roast_export.note import NOTE, note_of
-from roast_export.program import layers_of, quiet
+from roast_export.program import DimNames, layers_of, quiet
 
 
 def compiler_absent() -> str | None:
@@ -24,8 +24,10 @@ def compiler_absent() -> str | None:
     return "AOTInductor needs a C++ compiler and finds none; install g++, or export to pt2"
 
 
-def write_aoti(program: ExportedProgram, path: Path) -> None:
+def write_aoti(program: ExportedProgram, path: Path, *, dim_names: DimNames | None = None) -> None:
     """Compile the program. It takes a minute or more, and the file runs on processors like this one.
+
+    dim_names: see signature.
 
     Raises:
         ExportError: there is no compiler, or AOTInductor cannot compile the model.
@@ -33,7 +35,8 @@ def write_aoti(program: ExportedProgram, path: Path) -> None:
     reason = compiler_absent()
     if reason is not None:
         raise ExportError(reason)
-    note = note_of(program, "aoti", False, [(layer.node, layer) for layer in layers_of(program)])
+    uses = [(layer.node, layer) for layer in layers_of(program)]
+    note = note_of(program, "aoti", False, uses, dim_names)
     # torch insists on the suffix .pt2, whatever the file is to be called.
     package = path.with_name(path.name + ".pt2")
     try:

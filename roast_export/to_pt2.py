@@ -22,14 +22,16 @@ from roast_export import torch_mapping
 from roast_export.errors import ExportError
 from roast_export.note import NOTE, note_of
 from roast_export.onnx_ops import needs_stream
-from roast_export.program import layers_of, quiet
+from roast_export.program import DimNames, layers_of, quiet
 from roast_export.torch_zip import deflated
 
 TAG = "roast"
 
 
-def write_pt2(program: ExportedProgram, path: Path, *, portable: bool = False) -> None:
-    """Write a torch.export archive that holds data only.
+def write_pt2(
+    program: ExportedProgram, path: Path, *, portable: bool = False, dim_names: DimNames | None = None
+) -> None:
+    """Write a torch.export archive that holds data only. dim_names: see signature.
 
     Raises:
         ExportError: a weight has no portable form.
@@ -40,7 +42,7 @@ def write_pt2(program: ExportedProgram, path: Path, *, portable: bool = False) -
         places = _places(program, len(layers))
     else:
         places = [layer.node for layer in layers]
-    note = note_of(program, "pt2", portable, list(zip(places, layers, strict=True)))
+    note = note_of(program, "pt2", portable, list(zip(places, layers, strict=True)), dim_names)
     for node in program.graph.nodes:
         # Where the user's code lies is nobody's business but theirs.
         node.meta.pop("stack_trace", None)

@@ -26,6 +26,7 @@ from roast_export.errors import ExportError
 from roast_export.note import NOTE, note_of
 from roast_export.program import (
     ROAST_TARGETS,
+    DimNames,
     Program,
     VirtualLayer,
     input_names,
@@ -58,8 +59,15 @@ _CHECKS = {
 }  # fmt: skip
 
 
-def write_torchscript(program: Program, path: Path, *, portable: bool = False, lite: bool = False) -> None:
-    """Write the model as a TorchScript archive, or for the lite interpreter.
+def write_torchscript(
+    program: Program,
+    path: Path,
+    *,
+    portable: bool = False,
+    lite: bool = False,
+    dim_names: DimNames | None = None,
+) -> None:
+    """Write the model as a TorchScript archive, or for the lite interpreter. dim_names: see signature.
 
     Raises:
         ExportError: see to_torchscript.
@@ -73,7 +81,8 @@ def write_torchscript(program: Program, path: Path, *, portable: bool = False, l
             # Every virtual layer holds its weight itself here, tied ones too.
             uses = [(_holder(layer.name), layer) for layer in layers_of(program)]
         module.define(_weight_method([_place(place) for place in dict.fromkeys(name for name, _ in uses)]))
-        note = {NOTE: note_of(program, "lite" if lite else "torchscript", portable, uses).to_json()}
+        target = "lite" if lite else "torchscript"
+        note = {NOTE: note_of(program, target, portable, uses, dim_names).to_json()}
         with deflated(path) as large:
             if lite:
                 module._save_for_lite_interpreter(str(large), _extra_files=note)
@@ -142,8 +151,9 @@ def _tree(
     root: nn.Module = type("Model", (nn.Module,), {})()
     arrays = {layer.array for layer in layers}
     values: dict[str, str] = {}
+    read = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
     for spec in program.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT or spec.target in arrays:
+        if spec.kind is InputKind.USER_INPUT or spec.target in arrays or spec.arg.name not in read:
             continue
         name = str(spec.target)
         tensor = program.state_dict.get(name, program.constants.get(name))

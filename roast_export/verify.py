@@ -29,6 +29,7 @@ from roast_export.note import read_note
 from roast_export.onnx_file import open_onnx
 from roast_export.ort_file import open_ort
 from roast_export.program import (
+    Dims,
     Inputs,
     LoadedProgram,
     Program,
@@ -193,6 +194,9 @@ def output_checks(subject: Subject, usable: list[Runtime], report: Report, tell:
     checks: list[Check] = []
     file = subject.file
     dims = {name: lengths for name, (_, lengths) in file.inputs.items()}
+    wrong = _wrong_inputs(subject, dims)
+    if wrong is not None:
+        return [failed("file", "output", "inputs", "names and shapes", RoastError(wrong))]
     cases = list(cases_for(subject.model, subject.program, subject.inputs, dims))
     dynamic = any(isinstance(length, str) for lengths in dims.values() for length in lengths)
     lengths = sum(case.name.startswith("random ") for case in cases)
@@ -214,6 +218,19 @@ def output_checks(subject: Subject, usable: list[Runtime], report: Report, tell:
                 break
     tell("outputs", total, total)
     return checks
+
+
+def _wrong_inputs(subject: Subject, dims: dict[str, Dims]) -> str | None:
+    """What the file says of its inputs that cannot be true of the model."""
+    example = flat_inputs(subject.program, subject.inputs)
+    for name, lengths in dims.items():
+        if name not in example:
+            return f"the file has an input {name!r}; the model takes {', '.join(example)}"
+        if len(lengths) != example[name].dim():
+            return (
+                f"the file's input {name!r} has {len(lengths)} dimensions, the model's {example[name].dim()}"
+            )
+    return None
 
 
 def _measure(subject: Subject, usable: list[Runtime], report: Report, tell: Progress) -> None:
@@ -240,7 +257,14 @@ def _run_case(subject: Subject, runtime: Runtime, run: Run, case: Case, report: 
             return
         yield failed(runtime.name, "output", "all outputs", case.name, error)
         return
-    for name, expected, actual in zip(subject.file.outputs, case.expected, outputs, strict=True):
+    names = subject.file.outputs
+    if not len(names) == len(case.expected) == len(outputs):
+        counts = (
+            f"the model gives {len(case.expected)} outputs, the file {len(outputs)} and names {len(names)}"
+        )
+        yield failed(runtime.name, "output", "all outputs", case.name, RoastError(counts))
+        return
+    for name, expected, actual in zip(names, case.expected, outputs, strict=True):
         yield compare_values(runtime.name, name, case.name, expected, actual, subject.atol, subject.rtol)
 
 

@@ -1,6 +1,6 @@
 """Train a digits classifier 20x smaller, export it with the command line, and compare it with a dense one.
 
-`make demo` runs this. It leaves out/digits.pt, out/digits.onnx and out/digits.html.
+`make demo` runs this. It leaves out/digits.pt, out/digits.onnx (or what --to asks for) and out/digits.html.
 """
 
 import argparse
@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+import torch.jit.mobile
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 
 import roast_export
+from roast_export.export import TARGETS
 
 EPOCHS, BATCH, LEARNING_RATE = 30, 64, 3e-3
 MAX_GAP = 2.0
@@ -83,20 +85,42 @@ def scores_of(model, images):
         return model(images)
 
 
-def main_command(archive, folder):
+def main_command(archive, file, to, portable):
     """What a user types; its exit status is ours."""
-    command = [str(Path(sysconfig.get_path("scripts")) / "roast-export"), str(archive), "--to", "onnx"]
-    command += ["-o", str(folder / "digits.onnx"), "--dynamic", "x:0=batch"]
-    command += ["--report", str(folder / "digits.html")]
+    command = [str(Path(sysconfig.get_path("scripts")) / "roast-export"), str(archive), "--to", to]
+    command += ["-o", str(file), "--dynamic", "x:0=batch"]
+    command += ["--report", str(file.with_suffix(".html"))] + ["--portable"] * portable
     print("$ roast-export", *command[1:], flush=True)
     status = subprocess.run(command, check=False).returncode
     if status:
         sys.exit(status)
 
 
+def opened(file, to):
+    """Functions of images, by what runs the file."""
+    if to == "torchscript":
+        return {"TorchScript": torch.jit.load(str(file))}
+    if to == "lite":
+        return {"lite interpreter": torch.jit.mobile._load_for_lite_interpreter(str(file))}
+    if to == "pt2":
+        return {"torch.export": torch.export.load(file).module()}
+
+    def runner(session):
+        return lambda images: torch.from_numpy(session.run(None, {"x": images.numpy()})[0])
+
+    return {
+        "ONNX Runtime, native operators": runner(roast_export.create_session(file)),
+        "ONNX Runtime, no library": runner(
+            onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        ),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ratio", type=float, default=20, help="virtual weights per array slot")
+    parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format of the file")
+    parser.add_argument("--portable", action="store_true", help="a file that needs no library")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the files")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -104,22 +128,17 @@ def main():
     dense, small, images, labels = train_both(options.ratio)
     print(roast_export.summary(small))
     roast_export.save(small, options.out / "digits.pt", (images[:2],))
-    main_command(options.out / "digits.pt", options.out)
+    file = options.out / f"digits{TARGETS[options.to]}"
+    main_command(options.out / "digits.pt", file, options.to, options.portable)
 
-    file = options.out / "digits.onnx"
-    feeds = {"x": images.numpy()}
     expected = scores_of(small, images)
-    sessions = {
-        "ONNX Runtime, native operators": roast_export.create_session(file),
-        "ONNX Runtime, no library": onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]),
-    }
     reference = accuracy(scores_of(dense, images), labels)
     rows = [
         ("dense, PyTorch", dense, reference, 0.0),
         ("ROAST, PyTorch", small, accuracy(expected, labels), 0.0),
     ]
-    for name, session in sessions.items():
-        scores = torch.from_numpy(session.run(None, feeds)[0])
+    for name, run in opened(file, options.to).items():
+        scores = scores_of(run, images)
         rows.append(
             (f"ROAST, {name}", small, accuracy(scores, labels), float((scores - expected).abs().max()))
         )
@@ -130,9 +149,9 @@ def main():
         size = 4 * parameters if "PyTorch" in name else file.stat().st_size
         print(f"{name:38}{parameters:>11,}{size:>9,}{percent:>9.2f}%{difference:>12.1e}")
     gap = max(reference - percent for _, _, percent, _ in rows)
-    print(f"{len(labels)} test images; bytes of weights in PyTorch, of the file in ONNX Runtime;")
+    print(f"{len(labels)} test images; bytes of weights in PyTorch, of the file in other runtimes;")
     print(
-        f"largest loss of accuracy {gap:.2f} points, {MAX_GAP:.0f} allowed; see {options.out / 'digits.html'}"
+        f"largest loss of accuracy {gap:.2f} points, {MAX_GAP:.0f} allowed; see {file.with_suffix('.html')}"
     )
     return int(gap > MAX_GAP)
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+import torch.jit.mobile
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import roast_export
 from roast_export import families
+from roast_export.export import TARGETS
 
 DENSE, DIM, BATCH = 13, 16, 1024
 ROWS = (
@@ -92,11 +94,36 @@ def scores_of(model, features, ids):
         return model(features, ids)
 
 
+def opened(path, to):
+    """Functions of features and ids, by what runs the file."""
+    if to == "torchscript":
+        return {"TorchScript": torch.jit.load(str(path))}
+    if to == "lite":
+        return {"lite interpreter": torch.jit.mobile._load_for_lite_interpreter(str(path))}
+    if to == "pt2":
+        return {"torch.export": torch.export.load(path).module()}
+
+    def runner(session):
+        def run(features, ids):
+            return torch.from_numpy(session.run(None, {"features": features.numpy(), "ids": ids.numpy()})[0])
+
+        return run
+
+    return {
+        "ONNX Runtime, native operators": runner(roast_export.create_session(path)),
+        "ONNX Runtime, no library": runner(
+            onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        ),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ratio", type=float, default=1000, help="virtual weights per array slot")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--shrink", type=int, default=1, help="divide the rows of every table by this")
+    parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format of the file")
+    parser.add_argument("--portable", action="store_true", help="a file that needs no library")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the files")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -116,21 +143,18 @@ def main():
     seconds = time.perf_counter() - start
     expected = scores_of(model, features, ids)
 
-    path = options.out / "recommender.onnx"
+    path = options.out / f"recommender{TARGETS[options.to]}"
     report = roast_export.export(
         model,
         path,
+        to=options.to,
+        portable=options.portable,
         example_inputs={"features": features[:4], "ids": ids[:4]},
         dynamic_shapes={"features": {0: "batch"}, "ids": {0: "batch"}},
     )
     report.save(options.out / "recommender.html")
     print(report)
 
-    feeds = {"features": features.numpy(), "ids": ids.numpy()}
-    sessions = {
-        "native operators": roast_export.create_session(path),
-        "no library": onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]),
-    }
     numbers = sum(rows) * DIM
     print(
         f"{len(rows)} tables of {sum(rows):,} rows: {numbers:,} virtual numbers, {4 * numbers:,} bytes dense"
@@ -139,10 +163,10 @@ def main():
     print(f"{'area under the ROC curve':34}{'AUC':>8}{'difference':>12}")
     print(f"{'before training':34}{before:>8.4f}")
     print(f"{'trained, PyTorch':34}{quality(expected):>8.4f}{0:>12.1e}")
-    for name, session in sessions.items():
-        scores = torch.from_numpy(session.run(None, feeds)[0])
+    for name, run in opened(path, options.to).items():
+        scores = scores_of(run, features, ids)
         difference = float((scores - expected).abs().max())
-        print(f"{'ONNX Runtime, ' + name:34}{quality(scores):>8.4f}{difference:>12.1e}")
+        print(f"{name:34}{quality(scores):>8.4f}{difference:>12.1e}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(f"training {seconds:.0f} s, all {time.perf_counter() - start:.0f} s, {peak:,} bytes of RAM at peak")
     return int(not report.passed)

@@ -64,3 +64,24 @@ def small_inputs(batch=2):
 
 
 SMALL_DYNAMIC = {"ids": {0: "batch"}, "extra": {0: "batch"}}
+
+
+class Control(nn.Module):
+    """A loop and a branch that depend on values: nothing can trace it, TorchScript can follow it."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(60, 48, padding_idx=0)
+        self.conv = nn.Conv1d(48, 48, 3, padding=1)
+        self.step = nn.Linear(48, 48)
+        self.last = nn.Linear(48, 50)
+
+    def forward(self, ids, times: int = 4):
+        x = self.conv(self.table(ids).transpose(1, 2)).transpose(1, 2)
+        n = 0
+        while bool(x.abs().mean() > 0.05) and n < times:
+            x = torch.tanh(self.step(x)) * 0.5
+            n += 1
+        if bool(x.sum() > 0):
+            x = x + 1.0
+        return self.last(x)
