@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from roast_export import runtime_qemu, runtime_web
+from roast_export import runtime_executorch, runtime_qemu, runtime_web
 from roast_export.runtimes import Runtime, onnx_runtimes, ort_runtimes
 from roast_export.torch_runtimes import torch_runtimes
 
@@ -13,6 +13,7 @@ def all_runtimes() -> list[Runtime]:
         *onnx_runtimes(),
         *(runtime for portable in (False, True) for runtime in ort_runtimes(portable)),
         *torch_runtimes(),
+        *runtime_executorch.runtimes(),
         *optional_runtimes(),
     ]
 

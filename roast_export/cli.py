@@ -19,6 +19,7 @@ import click
 import torch
 
 from roast_export.all_runtimes import all_runtimes
+from roast_export.bundle import PLATFORMS
 from roast_export.compress import compress
 from roast_export.errors import ExportError, InputError, RoastError, VerificationError
 from roast_export.export import TARGETS, export
@@ -30,6 +31,7 @@ from roast_export.matrix import Matrix
 from roast_export.progress import progress
 from roast_export.report import Report
 from roast_export.summary import summary
+from roast_export.to_bundle import export_bundle
 from roast_export.verify import verify
 
 REPORT_SUFFIXES = (".html", ".json", ".xml", ".txt")
@@ -187,6 +189,11 @@ def _list_runtimes(context: click.Context, parameter: click.Parameter, value: bo
     help="A file that needs no library: aten operators (torchscript, pt2), packed MT19937 signs (onnx).",
 )
 @click.option("--no-verify", is_flag=True, help="Put the file in place without the proof.")
+@click.option(
+    "--bundle",
+    type=click.Choice(list(PLATFORMS)),
+    help="Write a folder that an app takes in; -o names it. The libraries come from make cross.",
+)
 @_reporting
 @click.option(
     "--runtimes",
@@ -213,28 +220,30 @@ def export_command(
     weights: Literal["virtual", "materialized"],
     portable: bool,
     no_verify: bool,
+    bundle: str | None,
     report_path: Path | None,
 ) -> None:
     """Export MODEL and prove the file equal to PyTorch before it is put in place."""
-    output = output or Path(model.stem + TARGETS[to])
-    _check_output(output, model)
+    if bundle is not None and (to, weights, portable, no_verify) != ("onnx", "virtual", False, False):
+        raise InputError(
+            "--bundle chooses form and proof itself; leave --to, --weights, --portable, --no-verify out"
+        )
+    output = output or Path(f"{model.stem}-{bundle}" if bundle else model.stem + TARGETS[to])
+    _check_output(output, model, folder=bundle is not None)
     _check_report(report_path, model, output)
     examples = merge_inputs(specs, inputs_file)
     dynamic = parse_dynamic(dynamic_specs, examples)
     loaded = _opened(model, factory, trust, facts, keep_dense)
+    common: dict[str, Any] = {"example_inputs": examples, "dynamic_shapes": dynamic, "opset": opset}
     with progress() as show:
+        common["progress"] = show
+        if bundle is not None:
+            _reported(lambda: export_bundle(loaded, output, bundle, **common), model, report_path)
+            return
+        verify = not no_verify
         _reported(
             lambda: export(
-                loaded,
-                output,
-                to=to,
-                example_inputs=examples,
-                dynamic_shapes=dynamic,
-                opset=opset,
-                weights=weights,
-                portable=portable,
-                verify=not no_verify,
-                progress=show,
+                loaded, output, to=to, weights=weights, portable=portable, verify=verify, **common
             ),
             model,
             report_path,
@@ -246,7 +255,7 @@ def export_command(
 @click.argument("exported", type=click.Path(path_type=Path), nargs=-1, required=True)
 @_examples
 @_loading
-@click.option("--runtime", "chosen", multiple=True, metavar="NAME", help="Only this runtime. Repeatable; all is every one.")
+@click.option("--runtime", "chosen", multiple=True, metavar="NAME", help="Only this one, or all.")
 @click.option("--atol", type=click.FloatRange(min=0), help="Absolute bound on outputs.")
 @click.option("--rtol", type=click.FloatRange(min=0), help="Relative bound on outputs.")
 @_reporting
@@ -397,11 +406,11 @@ def _opened(
     return loaded
 
 
-def _check_output(output: Path, model: Path) -> None:
+def _check_output(output: Path, model: Path, *, folder: bool = False) -> None:
     """Refuse before the long work what cannot be written after it."""
     if output.resolve() == model.resolve():
         raise ExportError(f"{output} is the model itself; choose another output with -o")
-    if output.is_dir():
+    if output.is_dir() and not folder:
         raise ExportError(f"{output} is a folder; name a file with -o")
     if not output.absolute().parent.is_dir():
         raise ExportError(f"the folder {output.parent} does not exist; create it or choose another with -o")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.export import ExportedProgram
 
-from roast_export import to_ort, to_web
+from roast_export import to_executorch, to_ort, to_web
 from roast_export.artifact import Artifact
 from roast_export.errors import InputError, VerificationError
 from roast_export.files import replacing
@@ -23,7 +23,7 @@ from roast_export.to_aoti import write_aoti
 from roast_export.to_onnx import DEFAULT_OPSET, OnnxOptions, to_onnx, write
 from roast_export.to_pt2 import write_pt2
 from roast_export.to_torchscript import write_torchscript
-from roast_export.verify import ATOL, RTOL, Progress, open_artifact, program_of, prove
+from roast_export.verify import ATOL, RTOL, Progress, complete, open_artifact, program_of, prove
 
 TARGETS = {
     "onnx": ".onnx",
@@ -33,6 +33,7 @@ TARGETS = {
     "lite": ".ptl",
     "pt2": ".pt2",
     "aoti": ".aoti.pt2",
+    "executorch": ".pte",
 }
 """What can be written, with the suffix of the files."""
 
@@ -95,6 +96,8 @@ def export(
         elif isinstance(program, ExportedProgram):
             if to in ("onnx", "ort", "web"):
                 _write_onnx(program, options, target, to)
+            elif to == "executorch":
+                to_executorch.write(program, target, portable=portable)
             elif to == "aoti":
                 write_aoti(program, target, dim_names=names)
             else:
@@ -138,6 +141,7 @@ def _names(shapes: Any) -> dict[str, dict[int, str]] | None:
 
 def _unproved(model: nn.Module, program: Any, file: Artifact, inputs: Inputs | None) -> Report:
     subject = Subject(model, program, file, layers_of(program), inputs or (), ATOL, RTOL)
+    complete(file, program)
     report = describe(subject)
     report.checks.append(size_check(report))
     report.warnings.append("not verified")

@@ -28,7 +28,7 @@ def describe(subject: Subject) -> Report:
     """The facts of the file, before anything is compared."""
     file = subject.file
     report = Report(model=type(subject.model).__name__, path=str(file.path), target=file.target)
-    report.layers = file.layers or [_layer(layer) for layer in subject.layers]
+    report.layers = file.layers
     report.file_bytes = file.file_bytes
     report.array_bytes = file.array_bytes
     report.kept_bytes = kept_bytes(subject.program)
@@ -49,7 +49,8 @@ def describe(subject: Subject) -> Report:
     return report
 
 
-def _layer(layer: VirtualLayer) -> Layer:
+def stated(layer: VirtualLayer) -> Layer:
+    """A layer of the model as a file would state it."""
     m = layer.mapping
     fields = tuple(m.to_list())
     return Layer(layer.name, layer.kind, m.shape, m.n_memory, m.tile, layer.scale, layer.array, fields)

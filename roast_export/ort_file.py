@@ -37,11 +37,10 @@ class OrtFile(Artifact):
 
     proto: onnx.ModelProto = field(default_factory=onnx.ModelProto)
     """The stored tensors, and the nodes of `ai.roast`."""
-    n_layers: int = 0
 
     @property
     def code_limit(self) -> int:
-        return LAYER_CODE_BYTES * self.n_layers if self.portable else 0
+        return LAYER_CODE_BYTES * len(self.layers) if self.portable else 0
 
     def runtimes(self) -> list[Runtime]:
         return ort_runtimes(self.portable)
@@ -95,7 +94,6 @@ def open_ort(path: Path) -> OrtFile:
         names_weights=not portable,
         warnings=["the portable .ort has no names: weights are compared through outputs"] if portable else [],
         proto=proto,
-        n_layers=int(metadata.get("roast.layers", "0")),
     )
 
 

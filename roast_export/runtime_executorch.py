@@ -14,7 +14,7 @@ import torch
 
 from roast_export.built import build_folder, missing
 from roast_export.errors import RoastError
-from roast_export.runtimes import Array
+from roast_export.runtimes import Array, Runtime
 
 Run = Callable[[dict[str, Array]], list[Array]]
 
@@ -86,3 +86,11 @@ def _silence() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(null)
+
+
+def runtimes() -> list[Runtime]:
+    """ExecuTorch without our operators, and with them."""
+    return [
+        Runtime("executorch portable", open_portable, unavailable),
+        Runtime("executorch native", open_native, native_unavailable, native=True),
+    ]

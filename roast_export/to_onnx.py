@@ -323,7 +323,6 @@ def _metadata(program: ExportedProgram, options: OnnxOptions) -> dict[str, str]:
         "roast.minimum_runtime": "onnxruntime 1.20; with the library 1.16",
     }
     layers = layers_of(program)
-    found["roast.layers"] = str(len(layers))
     names = array_names(layers)
     for array, memory in {layer.array: layer.memory for layer in layers}.items():
         digest = hashlib.sha256(memory.contiguous().numpy().tobytes()).hexdigest()

@@ -16,7 +16,7 @@ from typing import Any, cast
 from torch import nn
 from torch.export import ExportedProgram
 
-from roast_export import gate
+from roast_export import gate, pte_file
 from roast_export.all_runtimes import all_runtimes, optional_runtimes
 from roast_export.aoti_file import open_aoti_file
 from roast_export.artifact import Artifact
@@ -37,6 +37,8 @@ from roast_export.program import (
     evaluation,
     flat_inputs,
     layers_of,
+    output_names,
+    signature,
     trace,
 )
 from roast_export.pt2_file import open_pt2_file
@@ -96,7 +98,8 @@ def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
     if not path.is_file():
         raise RoastError(f"{path} does not exist")
     if not zipfile.is_zipfile(path):
-        return open_ort(path) if _head(path)[4:8] == b"ORTM" else open_onnx(path)
+        opener = {b"ORTM": open_ort, pte_file.MAGIC: pte_file.open_pte}.get(_head(path)[4:8], open_onnx)
+        return opener(path)
     target = read_note(path).target
     if target in ("torchscript", "lite"):
         return open_script_file(path, target)
@@ -110,6 +113,16 @@ def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
             "where it comes from"
         )
     raise RoastError(f"{path} is of the unknown kind {target!r}; upgrade roast-export")
+
+
+def complete(file: Artifact, program: Program) -> None:
+    """What a format keeps no record of is as the program has it."""
+    if not file.names_weights and not file.layers:
+        file.layers = [gate.stated(layer) for layer in layers_of(program)]
+        arrays = {layer.array: layer.memory for layer in layers_of(program)}.values()
+        file.array_bytes = sum(memory.numel() * memory.element_size() for memory in arrays)
+    if not file.inputs:
+        file.inputs, file.outputs = signature(program), output_names(program)
 
 
 def _head(path: Path) -> bytes:
@@ -145,13 +158,14 @@ def prove(
 ) -> Report:
     """`verify` with the traced program at hand."""
     began = time.perf_counter()
+    complete(file, program)
     tell = progress or (lambda step, done, total: None)
     subject = Subject(
         model=model,
         program=program,
         file=file,
         layers=layers_of(program),
-        inputs=example_inputs if example_inputs is not None else _example(program),
+        inputs=example_inputs if example_inputs is not None else example_of(program),
         atol=ATOL if atol is None else atol,
         rtol=RTOL if rtol is None else rtol,
     )
@@ -307,7 +321,7 @@ def _dynamic_of(file: Artifact) -> dict[str, dict[int, str]] | None:
     return {name: axes for name, axes in named.items() if axes} or None
 
 
-def _example(program: Program) -> Inputs:
+def example_of(program: Program) -> Inputs:
     if not isinstance(program, ExportedProgram):
         return program.example
     args, kwargs = cast(tuple[tuple[Any, ...], dict[str, Any]], program.example_inputs)

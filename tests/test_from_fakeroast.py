@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from vectors.make_vectors import RESEARCH, sha256
 
-from roast_export import InputError, LoadError, compress, export, load, save, seeds
+from roast_export import ExportError, InputError, LoadError, compress, export, load, save, seeds
 from roast_export.cli import export_command, inspect_command
 from roast_export.importers import convert, survey
 from roast_export.mapping import Sign
@@ -441,6 +441,22 @@ def test_an_export_holds_array_and_coefficients_only(tmp_path, kind, portable):
     size = (tmp_path / "m.onnx").stat().st_size
     assert size <= 1.02 * (report.export_bytes + signs) + (64 << 10) + 4 * 1024
     assert report.array_bytes == done.array_bytes
+
+
+@pytest.mark.parametrize("form", ["torchscript", "torchscript --portable", "pt2"])
+@pytest.mark.parametrize(("kind", "bits"), [("pareto", 64), ("roast", 64), ("random", 64), ("random", 32)])
+def test_torch_formats_take_imported_models(tmp_path, kind, bits, form):
+    original = net(kind, bits=bits)
+    expected = output(original)
+    model, _ = convert(original)
+    target, _, portable = form.partition(" ")
+    options = {"to": target, "portable": bool(portable), "example_inputs": research.net_inputs()}
+    if kind == "random" and portable:
+        with pytest.raises(ExportError, match="no portable form"):
+            export(model, tmp_path / "m", **options)
+        return
+    assert export(model, tmp_path / "m", **options).passed
+    torch.testing.assert_close(output(model), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_survey_changes_nothing_and_shows_refusals():

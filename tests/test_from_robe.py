@@ -11,6 +11,7 @@ from torch import nn
 from vectors.make_vectors import RESEARCH, sha256
 
 from roast_export import LoadError, load
+from roast_export.export import export
 from roast_export.families import robe_numbers
 from roast_export.importers import convert
 
@@ -79,6 +80,16 @@ def test_26_tables_on_one_array_are_converted_bit_by_bit():
     converted, report = convert(model)
     assert torch.equal(converted(ids()), expected)
     assert len({id(t.virtual["weight"].memory) for t in converted.tables}) == 1
+    assert report.array_bytes == 16_000
+    assert len(report.layers) == 26
+
+
+@pytest.mark.parametrize("form", ["onnx", "torchscript", "torchscript --portable"])
+def test_26_tables_on_one_array_are_exported(tmp_path, form):
+    converted, _ = convert(Net())
+    target, _, portable = form.partition(" ")
+    report = export(converted, tmp_path / "m", to=target, portable=bool(portable), example_inputs=(ids(),))
+    assert report.passed
     assert report.array_bytes == 16_000
     assert len(report.layers) == 26
 

@@ -64,6 +64,9 @@ def test_a_live_model_is_converted(tmp_path):
     assert [layer.verdict for layer in report.layers] == ["by formula"] * 2
     assert converted.a.virtual["weight"].memory is converted.b.virtual["weight"].memory
     assert export(converted, tmp_path / "m.onnx", example_inputs=(X,)).passed
+    for portable in (False, True):
+        options = {"to": "torchscript", "portable": portable, "example_inputs": (X,)}
+        assert export(converted, tmp_path / "m.ts", **options).passed
 
 
 def test_a_state_dict_loads_with_seeds(tmp_path):

@@ -38,15 +38,15 @@ class Mixed(nn.Module):
         self.up = nn.Linear(32, 64)
         self.down = nn.Linear(64, 40)
 
-    def forward(self, ids: torch.Tensor, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        y = torch.cat([self.table(ids) + x, x], 1)
+    def forward(self, ids: torch.Tensor, added: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = torch.cat([self.table(ids) + added, added], 1)
         return {"y": self.down(torch.relu(self.up(y))) + torch.tensor(2.0)}
 
 
 def inputs(batch: int = 1, length: int = 5) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(batch)
     ids = torch.randint(0, 64, (batch, length), generator=generator)
-    return {"ids": ids, "x": torch.randn(batch, length, 32, generator=generator)}
+    return {"ids": ids, "added": torch.randn(batch, length, 32, generator=generator)}
 
 
 def make_mixed() -> nn.Module:
@@ -96,7 +96,7 @@ def test_an_archive_gives_the_same_outputs_at_every_length(model, archive, batch
     assert isinstance(opened, LoadedProgram)
     with torch.no_grad():
         assert torch.equal(opened(**values)["y"], model(**values)["y"])
-        assert not torch.equal(opened(**values)["y"], model(values["ids"], values["x"] + 1)["y"])
+        assert not torch.equal(opened(**values)["y"], model(values["ids"], values["added"] + 1)["y"])
 
 
 def test_an_archive_keeps_records(archive):
@@ -442,7 +442,7 @@ def node(target: str, *arguments: dict[str, Any], output: str | None = None, kin
     def attack(found: Members, code: str) -> Members:
         def change(tree: Any) -> None:
             graph = tree["graph_module"]["graph"]
-            graph["tensor_values"]["q"] = graph["tensor_values"]["x"]
+            graph["tensor_values"]["q"] = graph["tensor_values"]["added"]
             named = [{"name": a.pop("name", ""), "arg": a, "kind": kind} for a in map(dict, arguments)]
             text = json.dumps(named).replace("CODE", json.dumps(code)[1:-1])
             text = text.replace("SENTINEL", json.dumps(code.split("'")[1])[1:-1])
@@ -544,7 +544,7 @@ ARCHIVES: dict[str, Attack] = {
     "35 expression, graph under another name": moved(
         MODEL, "models/model_json", expression(lambda code: f"exec({code!r})")
     ),
-    "40 name of an input": renamed("x", "x=CODE"),
+    "40 name of an input": renamed("added", "added=CODE"),
     "50 import by an enum": out_spec(context=IMPORT),
     "51 import by a defaultdict": out_spec(type="collections.defaultdict", context=DEFAULT),
     "60 operator that writes a file": node(
@@ -573,9 +573,9 @@ STOPPED: dict[str, Attack] = {
     "76 name of a keyword": node(
         "torch.ops.higher_order.cond", {"name": "a=CODE or", "as_bool": True}, kind=2
     ),
-    "77 names of arguments": signature(forward_arg_names=["ids", "x=CODE"]),
+    "77 names of arguments": signature(forward_arg_names=["ids", "added=CODE"]),
     "78 names in the input spec": signature(
-        forward_arg_names=None, in_spec=lambda text: text.replace('\\"x\\"', '\\"x=CODE\\"')
+        forward_arg_names=None, in_spec=lambda text: text.replace('\\"added\\"', '\\"added=CODE\\"')
     ),
     "79 name of a parameter": renamed("up.bias", 'up.bias"), CHARS, getattr(self, "', field=WEIGHTS),
     "80 compiled library": extra("data/aotinductor/model/model.so"),

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 import roast_export
-from roast_export import gate
+from roast_export import onnx_file
 from roast_export.compare import compare_bits, compare_values
 from roast_export.errors import InputError, RoastError
 from roast_export.report import Report
@@ -136,7 +136,7 @@ def test_a_dense_weight_in_the_file(model, good, tmp_path, what):
 
 def test_dense_model_re_saved_by_the_optimiser_is_caught(model, good, tmp_path, monkeypatch):
     """If a kernel did not keep onnxruntime from folding, the re-saved model would show it."""
-    monkeypatch.setattr(gate, "optimised_copy", lambda path, to: _folded(path, to))
+    monkeypatch.setattr(onnx_file, "optimised_copy", lambda path, to: _folded(path, to))
     failures = verdict(model, onnx.load(good), tmp_path).failures
     assert [c.runtime for c in failures] == ["onnxruntime optimised"]
 

@@ -1,0 +1,69 @@
+"""export, and then the folder that an app takes in: bundle.py says what is in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from roast_export import bundle, torch_ops
+from roast_export.errors import ExportError
+from roast_export.export import export
+from roast_export.program import Inputs, call, evaluation, flat_inputs, output_names
+from roast_export.report import Report
+from roast_export.verify import ATOL, RTOL, Progress, example_of, program_of
+
+
+def export_bundle(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    platform: str,
+    *,
+    example_inputs: Inputs | None = None,
+    dynamic_shapes: Any = None,
+    opset: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Prove an ONNX file of `model`, and write it with what `platform` needs into a new folder.
+
+    platform: one of bundle.PLATFORMS. The golden values in it are the example and PyTorch's outputs.
+
+    Raises:
+        InputError, ExportError, VerificationError: as export and bundle.write. Nothing is left behind.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExportError(f"{folder} is not an empty folder; name another one, or empty it")
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as scratch:
+        source, filled = Path(scratch) / "model.onnx", Path(scratch) / "bundle"
+        report = export(
+            model,
+            source,
+            to="onnx",
+            example_inputs=example_inputs,
+            dynamic_shapes=dynamic_shapes,
+            opset=opset,
+            portable=platform == "web",
+            progress=progress,
+        )
+        with evaluation(model), torch_ops.without_library(), torch.no_grad():
+            program = program_of(model, example_inputs, dynamic_shapes)
+            values = flat_inputs(program, example_inputs or example_of(program))
+            leaves = [leaf for leaf in pytree.tree_leaves(call(model, program, values)) if leaf is not None]
+        inputs = {name: value.numpy() for name, value in values.items()}
+        outputs = {
+            name: torch.as_tensor(leaf).numpy()
+            for name, leaf in zip(output_names(program), leaves, strict=True)
+        }
+        bundle.write(source, platform, filled, inputs=inputs, outputs=outputs, atol=ATOL, rtol=RTOL)
+        if folder.exists():
+            folder.rmdir()
+        shutil.move(filled, folder)
+    report.path = os.fspath(folder)
+    return report
