@@ -23,7 +23,7 @@ from roast_export.to_aoti import write_aoti
 from roast_export.to_onnx import DEFAULT_OPSET, OnnxOptions, to_onnx, write
 from roast_export.to_pt2 import write_pt2
 from roast_export.to_torchscript import write_torchscript
-from roast_export.verify import ATOL, RTOL, Progress, complete, open_artifact, program_of, prove
+from roast_export.verify import ATOL, RTOL, Progress, complete, example_of, open_artifact, program_of, prove
 
 TARGETS = {
     "onnx": ".onnx",
@@ -141,7 +141,7 @@ def _names(shapes: Any) -> dict[str, dict[int, str]] | None:
 
 def _unproved(model: nn.Module, program: Any, file: Artifact, inputs: Inputs | None) -> Report:
     subject = Subject(model, program, file, layers_of(program), inputs or (), ATOL, RTOL)
-    complete(file, program)
+    complete(file, program, inputs if inputs is not None else example_of(program))
     report = describe(subject)
     report.checks.append(size_check(report))
     report.warnings.append("not verified")

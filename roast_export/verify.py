@@ -115,14 +115,17 @@ def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
     raise RoastError(f"{path} is of the unknown kind {target!r}; upgrade roast-export")
 
 
-def complete(file: Artifact, program: Program) -> None:
-    """What a format keeps no record of is as the program has it."""
+def complete(file: Artifact, program: Program, inputs: Inputs) -> None:
+    """What a format keeps no record of is as the program has it; its lengths are the example's."""
     if not file.names_weights and not file.layers:
         file.layers = [gate.stated(layer) for layer in layers_of(program)]
         arrays = {layer.array: layer.memory for layer in layers_of(program)}.values()
         file.array_bytes = sum(memory.numel() * memory.element_size() for memory in arrays)
-    if not file.inputs:
-        file.inputs, file.outputs = signature(program), output_names(program)
+    if not file.names_weights and not file.inputs:
+        example = flat_inputs(program, inputs)
+        kinds = signature(program)
+        file.inputs = {name: (kinds[name][0], [*value.shape]) for name, value in example.items()}
+        file.outputs = output_names(program)
 
 
 def _head(path: Path) -> bytes:
@@ -158,14 +161,15 @@ def prove(
 ) -> Report:
     """`verify` with the traced program at hand."""
     began = time.perf_counter()
-    complete(file, program)
+    inputs = example_inputs if example_inputs is not None else example_of(program)
+    complete(file, program, inputs)
     tell = progress or (lambda step, done, total: None)
     subject = Subject(
         model=model,
         program=program,
         file=file,
         layers=layers_of(program),
-        inputs=example_inputs if example_inputs is not None else example_of(program),
+        inputs=inputs,
         atol=ATOL if atol is None else atol,
         rtol=RTOL if rtol is None else rtol,
     )

@@ -244,7 +244,7 @@ def test_verify_tells_the_right_model_from_another(files, here):
         (["archive.pt", "text.pt"], "not an ONNX model"),
         (["missing.pt", "text.pt"], "missing.pt"),
         (["archive.pt", "text.pt", "--atol", "-1"], "-1"),
-        (["archive.pt", "text.pt", "text.pt", "--report", "r.html"], "one file at a time"),
+        (["archive.pt", "archive.pt", "text.pt", "--report", "r.csv"], "must end in one of"),
         (["archive.pt"], "EXPORTED"),
     ],
 )

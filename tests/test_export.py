@@ -160,7 +160,7 @@ def test_signs_from_mt19937(tmp_path):
     mapping = families.fakeroast_pareto((24, 30), 200, [3, 5, 7, 9], 11, sign_seed=4)
     model, inputs = drawn_model(mapping), (torch.randn(2, 30),)
     native = roast_export.export(model, tmp_path / "n.onnx", example_inputs=inputs)
-    assert {layer.operator for layer in native.layers} == {"RoastGatherDrawn"}
+    assert {layer.operator for layer in native.layers} == {"RoastLinearBiasDrawn"}
     assert {c.runtime for c in native.checks if c.kind == "output"} == {"onnxruntime native"}
     assert "needs the library" in native.skipped["onnxruntime portable"]
     portable = roast_export.export(model, tmp_path / "p.onnx", example_inputs=inputs, portable=True)

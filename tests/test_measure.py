@@ -95,7 +95,7 @@ def test_the_native_path_loads_small(virtual):
 
 def test_the_child_process_imports_neither_torch_nor_the_package(virtual, tmp_path):
     np.savez(tmp_path / "in.npz", _x=X["x"])
-    request = {"path": str(virtual), "library": None, "fold": False, "threads": 1, "runs": 1}
+    request = {"path": str(virtual), "kind": "onnx", "library": None, "fold": False, "threads": 1, "runs": 1}
     request["inputs"] = str(tmp_path / "in.npz")
     command = [sys.executable, "-X", "importtime", "-P", module.__file__, json.dumps(request)]
     child = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -173,7 +173,7 @@ def test_what_is_saved_after_optimising_with_the_library_is_small(tmp_path):
 
 def test_native_folded_and_unfolded_agree(tmp_path):
     path = saved(product(), tmp_path)
-    usable = [runtime for runtime in runtimes.runtimes() if runtime.unavailable() is None]
+    usable = [runtime for runtime in runtimes.onnx_runtimes() if runtime.unavailable() is None]
     first, *others = [runtime.open(path)({"x": X})[0] for runtime in usable]
     for y in others:
         np.testing.assert_allclose(y, first, rtol=1e-5, atol=1e-5 * np.abs(first).max())
@@ -221,7 +221,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
         with pytest.raises(RoastError, match=r"ROAST_ORT_LIBRARY names .*nowhere\.so.*correct or unset"):
             call()
     assert "nowhere.so" in (runtimes.native_unavailable() or "")
-    usable = {r.name for r in runtimes.runtimes() if r.unavailable() is None}
+    usable = {r.name for r in runtimes.onnx_runtimes() if r.unavailable() is None}
     assert usable == {"onnxruntime portable", "onnxruntime folded", "onnx reference"}
 
 
@@ -235,10 +235,10 @@ def test_a_file_that_is_no_library_is_named(tmp_path, monkeypatch):
 @needs_library
 def test_control_with_the_library_all_runners_are_usable():
     assert runtimes.native_unavailable() is None
-    assert [r.name for r in runtimes.runtimes() if r.unavailable() is not None] == []
+    assert [r.name for r in runtimes.onnx_runtimes() if r.unavailable() is not None] == []
 
 
-@pytest.mark.parametrize("runtime", runtimes.runtimes(), ids=lambda runtime: runtime.name)
+@pytest.mark.parametrize("runtime", runtimes.onnx_runtimes(), ids=lambda runtime: runtime.name)
 def test_a_runner_takes_a_path_and_bytes(tmp_path, runtime):
     if runtime.unavailable() is not None:
         pytest.skip(str(runtime.unavailable()))
@@ -250,7 +250,7 @@ def test_a_runner_takes_a_path_and_bytes(tmp_path, runtime):
         runtime.open(str(tmp_path / "nothing.onnx"))
 
 
-@pytest.mark.parametrize("runtime", runtimes.runtimes(), ids=lambda runtime: runtime.name)
+@pytest.mark.parametrize("runtime", runtimes.onnx_runtimes(), ids=lambda runtime: runtime.name)
 def test_every_runner_refuses_an_id_outside_the_table(runtime):
     if runtime.unavailable() is not None:
         pytest.skip(str(runtime.unavailable()))
