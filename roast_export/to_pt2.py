@@ -46,7 +46,7 @@ def write_pt2(
     for node in program.graph.nodes:
         # Where the user's code lies is nobody's business but theirs.
         node.meta.pop("stack_trace", None)
-    with quiet(), deflated(path) as large:
+    with quiet(), deflated(path) as large, _without_example(program):
         torch.export.save(program, large, extra_files={NOTE: note.to_json()})
 
 
@@ -90,6 +90,16 @@ def _places(program: ExportedProgram, uses: int) -> list[str]:
         ids = [node.name for node in outside if isinstance(node.meta["val"], Tensor)]
         places.append(" ".join([mine[-1].name, *dict.fromkeys(ids)]))
     return places
+
+
+@contextmanager
+def _without_example(program: ExportedProgram) -> Iterator[None]:
+    """The example can be larger than the model, and whoever runs the file brings inputs."""
+    example, program._example_inputs = program._example_inputs, None
+    try:
+        yield
+    finally:
+        program._example_inputs = example
 
 
 @contextmanager

@@ -18,9 +18,11 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 import roast_export
-from roast_export.export import TARGETS
 from roast_export.measure import measure
 from roast_export.progress import progress
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "lite": ".ptl", "pt2": ".pt2"}
+"""Formats that this sample opens again."""
 
 
 class Encoder(nn.Module):
@@ -79,7 +81,7 @@ def main():
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768, help="a multiple of 64")
     parser.add_argument("--vocabulary", type=int, default=30522)
-    parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format of the file")
+    parser.add_argument("--to", choices=list(SUFFIXES), default="onnx", help="format of the file")
     parser.add_argument("--portable", action="store_true", help="a file that needs no library")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the files")
     options = parser.parse_args()
@@ -103,7 +105,7 @@ def main():
     with progress() as show:
         report = roast_export.export(
             model,
-            options.out / f"bert{TARGETS[options.to]}",
+            options.out / f"bert{SUFFIXES[options.to]}",
             to=options.to,
             portable=options.portable,
             example_inputs=examples(config),

@@ -18,11 +18,13 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 import roast_export
-from roast_export.export import TARGETS
 
 EPOCHS, BATCH, LEARNING_RATE = 30, 64, 3e-3
 MAX_GAP = 2.0
 """Points of test accuracy that compression may cost."""
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "lite": ".ptl", "pt2": ".pt2"}
+"""Formats that this sample opens again."""
 
 
 class Classifier(nn.Module):
@@ -119,7 +121,7 @@ def opened(file, to):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ratio", type=float, default=20, help="virtual weights per array slot")
-    parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format of the file")
+    parser.add_argument("--to", choices=list(SUFFIXES), default="onnx", help="format of the file")
     parser.add_argument("--portable", action="store_true", help="a file that needs no library")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the files")
     options = parser.parse_args()
@@ -128,7 +130,7 @@ def main():
     dense, small, images, labels = train_both(options.ratio)
     print(roast_export.summary(small))
     roast_export.save(small, options.out / "digits.pt", (images[:2],))
-    file = options.out / f"digits{TARGETS[options.to]}"
+    file = options.out / f"digits{SUFFIXES[options.to]}"
     main_command(options.out / "digits.pt", file, options.to, options.portable)
 
     expected = scores_of(small, images)

@@ -18,13 +18,15 @@ from torch import nn
 
 import roast_export
 from roast_export import families
-from roast_export.export import TARGETS
 
 DENSE, DIM, BATCH = 13, 16, 1024
 ROWS = (
     [1_000_000] * 8 + [400_000] * 4 + [100_000] * 4 + [20_000, 5_000, 2_000, 1_000, 500, 100, 50, 20, 10, 3]
 )
 """Rows of the tables: a few large ones and many small ones, as in click logs."""
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "lite": ".ptl", "pt2": ".pt2"}
+"""Formats that this sample opens again."""
 
 
 def tables(rows, ratio, seed=0):
@@ -101,7 +103,8 @@ def opened(path, to):
     if to == "lite":
         return {"lite interpreter": torch.jit.mobile._load_for_lite_interpreter(str(path))}
     if to == "pt2":
-        return {"torch.export": torch.export.load(path).module()}
+        module = torch.export.load(path).module()
+        return {"torch.export": lambda features, ids: module(features=features, ids=ids)}
 
     def runner(session):
         def run(features, ids):
@@ -122,7 +125,7 @@ def main():
     parser.add_argument("--ratio", type=float, default=1000, help="virtual weights per array slot")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--shrink", type=int, default=1, help="divide the rows of every table by this")
-    parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format of the file")
+    parser.add_argument("--to", choices=list(SUFFIXES), default="onnx", help="format of the file")
     parser.add_argument("--portable", action="store_true", help="a file that needs no library")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the files")
     options = parser.parse_args()
@@ -143,7 +146,7 @@ def main():
     seconds = time.perf_counter() - start
     expected = scores_of(model, features, ids)
 
-    path = options.out / f"recommender{TARGETS[options.to]}"
+    path = options.out / f"recommender{SUFFIXES[options.to]}"
     report = roast_export.export(
         model,
         path,
