@@ -34,7 +34,7 @@ class Item:
     place: str
     purpose: str
     source: str
-    library: bool = False
+    native: bool = False
 
 
 _ANDROID = "app/src/main"
@@ -44,7 +44,7 @@ _HEADER = "the library's entry, for Swift"
 
 
 def _library(place: str, platform: str) -> Item:
-    return Item(place, "operator library", f"{platform}/{Path(place).name}", library=True)
+    return Item(place, "operator library", f"{platform}/{Path(place).name}", native=True)
 
 
 def _slice(identifier: str) -> tuple[Item, ...]:
@@ -106,7 +106,7 @@ def write(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is not an empty folder; name another one, or empty it")
     built = build_folder() / "cross"
-    reason = missing([built / item.source for item in ITEMS[platform] if item.library], "make cross")
+    reason = missing([built / item.source for item in ITEMS[platform] if item.native], "make cross")
     if reason:
         raise ExportError(reason)
     model = source.name
@@ -130,7 +130,7 @@ def write(
 
 def _place(item: Item, target: Path, built: Path, names: dict[str, Any]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    if item.library:
+    if item.native:
         shutil.copyfile(built / item.source, target)
     elif item.source.endswith(".j2"):
         target.write_text(_rendered(item.source, names), encoding="utf-8")

@@ -27,7 +27,7 @@ class Machine:
     isas: tuple[int, ...]
 
     @property
-    def library(self) -> Path:
+    def built(self) -> Path:
         return BUILD / "cross" / self.platform / "libroast_ort.so"
 
     @property
@@ -45,7 +45,7 @@ class Machine:
 
     def missing(self) -> str | None:
         """Why nothing can run on it here, or None."""
-        needed = [self.library, self.driver, Path(self.command[0])]
+        needed = [self.built, self.driver, Path(self.command[0])]
         absent = [path for path in needed if not path.is_file()]
         return f"{absent[0]} is missing; run `make mobile`" if absent else None
 
@@ -98,7 +98,7 @@ def linear(m: Mapping, memory: np.ndarray, x: np.ndarray, bias: np.ndarray, **mo
 def run(machine: Machine, cases: list[Case], folder: Path) -> list[np.ndarray | None]:
     """float32[numel] of each case, or None where the library refused the record."""
     (folder / "cases").write_bytes(b"".join(case.encode() for case in cases))
-    command = [*machine.command, str(machine.library), str(folder / "cases"), str(folder / "results")]
+    command = [*machine.command, str(machine.built), str(folder / "cases"), str(folder / "results")]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     results = (folder / "results").read_bytes()[8:]
     outputs: list[np.ndarray | None] = []
@@ -115,7 +115,7 @@ def run(machine: Machine, cases: list[Case], folder: Path) -> list[np.ndarray | 
 def available_isas(machine: Machine, folder: Path) -> int:
     """Bit k is 1 where instruction set k works on the machine."""
     (folder / "none").write_bytes(b"")
-    command = [*machine.command, str(machine.library), str(folder / "none"), str(folder / "isas")]
+    command = [*machine.command, str(machine.built), str(folder / "none"), str(folder / "isas")]
     subprocess.run(command, check=True)
     return int(struct.unpack("<q", (folder / "isas").read_bytes())[0])
 

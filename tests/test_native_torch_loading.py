@@ -215,7 +215,8 @@ print(package())
 
 def test_operators_of_others_are_left_alone():
     first, second = run_python("""
-other = torch.library.Library("roast", "DEF")
+from torch import library
+other = library.Library("roast", "DEF")
 other.define("gather(Tensor x) -> Tensor")
 other.impl("gather", lambda x: x + 1, "CompositeExplicitAutograd")
 print(status(PATH))
@@ -227,7 +228,8 @@ print(torch.ops.roast.gather(torch.ones(1)).item(), hasattr(torch.ops.roast, "li
 
 def test_a_registration_that_fails_halfway_is_undone():
     first, second = run_python("""
-other = torch.library.Library("roast", "FRAGMENT")
+from torch import library
+other = library.Library("roast", "FRAGMENT")
 other.define("linear(Tensor x) -> Tensor")
 print(status(PATH))
 print(hasattr(torch.ops.roast, "gather"), hasattr(torch.ops.roast, "linear"))
