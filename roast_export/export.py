@@ -74,6 +74,8 @@ def export(
     if to not in ("onnx", "ort", "web") and (opset is not None or weights != "virtual"):
         raise InputError(f"opset and weights='materialized' belong to ONNX; leave them out for {to}")
     names = _names(dynamic_shapes)
+    if to == "ort" and not os.fspath(path).endswith(".ort"):
+        raise InputError(f"{path}: onnxruntime knows the format by the suffix .ort; name the file so")
     options = OnnxOptions(
         opset=DEFAULT_OPSET if opset is None else opset,
         materialized=weights == "materialized",

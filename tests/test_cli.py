@@ -15,6 +15,7 @@ from torch import nn
 
 from roast_export import cli, compress, save
 from roast_export.errors import VerificationError
+from roast_export.export import TARGETS
 from roast_export.report import Check, Report
 
 X = ["--input", "input:float32[2,64]"]
@@ -354,3 +355,40 @@ def test_a_full_disk_keeps_what_was_there(files, here):
     assert "error: " in child.stderr.splitlines()[-1]
     assert [path.name for path in here.iterdir()] == ["archive.onnx"]
     assert (here / "archive.onnx").read_text() == "what was there before"
+
+
+@pytest.mark.parametrize("target", ["ort", "web", "torchscript", "lite", "pt2"])
+def test_every_target_from_an_archive(files, here, target):
+    exported = here / f"exported{TARGETS[target]}"
+    result = export(files / "archive.pt", "--to", target, "-o", exported)
+    assert result.exit_code == 0, result.output
+    assert "PASSED" in result.stdout
+    wrong = run(cli.verify_command, files / "other.pt", exported, *X, "--trust")
+    assert wrong.exit_code == 2, wrong.output
+
+
+def test_one_table_over_many_files(files, here):
+    for target in ("onnx", "torchscript", "pt2"):
+        assert export(files / "archive.pt", "--to", target, "--no-verify", "-o", here / target).exit_code == 0
+    result = run(
+        cli.verify_command, files / "archive.pt", *(here / t for t in ("onnx", "torchscript", "pt2")),
+        "--report", here / "r.html",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "3 files" in result.stdout
+    assert {line.split()[0] for line in result.stdout.splitlines() if line.endswith(" pass")} == {
+        "onnx", "torchscript", "pt2",
+    }  # fmt: skip
+    assert "torchscript" in (here / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_bundle_is_a_folder(files, here):
+    result = export(files / "archive.pt", "--bundle", "web", "-o", here / "page")
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in (here / "page").iterdir()}
+    assert {"model.onnx", "model.json", "golden.json", "README.md"} <= names
+    assert_refused(
+        export(files / "archive.pt", "--bundle", "web", "-o", here / "page"), "not an empty folder"
+    )
+    assert_refused(export(files / "archive.pt", "--bundle", "web", "--to", "lite"), "--bundle chooses")
+    assert [path.name for path in here.iterdir()] == ["page"]
