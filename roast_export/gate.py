@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from roast_export import torch_ops
 from roast_export.compare import compare_bits
+from roast_export.mapping import Sign
 from roast_export.program import VirtualLayer, kept_bytes
 from roast_export.report import Check, Layer, Report
 from roast_export.subject import Subject
@@ -36,8 +37,9 @@ def describe(subject: Subject) -> Report:
     arrays = {layer.array: layer.memory.nbytes for layer in subject.layers}
     array_bytes = min(report.array_bytes, sum(arrays.values()))
     n_layers = min(len(report.layers), len(subject.layers))
-    report.limit_bytes = int(SLACK * (array_bytes + report.kept_bytes) + GRAPH_BYTES + LAYER_BYTES * n_layers)
-    report.limit_bytes += file.code_limit
+    signs = packed_sign_bytes(subject.layers) if file.portable else 0
+    stored = array_bytes + report.kept_bytes + signs
+    report.limit_bytes = int(SLACK * stored + GRAPH_BYTES + LAYER_BYTES * n_layers) + file.code_limit
     report.inputs = {
         name: f"{dtype}[{', '.join(map(str, dims))}]" for name, (dtype, dims) in file.inputs.items()
     }
@@ -46,7 +48,15 @@ def describe(subject: Subject) -> Report:
         for layer in {layer.array: layer for layer in subject.layers}.values()
         if not bool(torch.isfinite(layer.memory).all())
     ]
+    if signs:
+        report.warnings.append(f"packed signs from MT19937 take {signs:,} bytes; a native file has none")
     return report
+
+
+def packed_sign_bytes(layers: list[VirtualLayer]) -> int:
+    """What the signs of these layers take where they are stored: a bit for each weight, once."""
+    mappings = {layer.mapping for layer in layers if layer.mapping.sign is Sign.MT19937}
+    return sum(-(-mapping.numel // 8) for mapping in mappings)
 
 
 def stated(layer: VirtualLayer) -> Layer:

@@ -168,6 +168,18 @@ def test_signs_from_mt19937(tmp_path):
     assert "onnx reference" in {c.runtime for c in portable.checks if c.kind == "output"}
 
 
+@pytest.mark.parametrize("to", ["onnx", "torchscript"])
+def test_the_size_gate_counts_packed_signs_where_they_are(tmp_path, to):
+    """A million signs take twice the slack of the gate; a native file has no room for them."""
+    model = drawn_model(families.fakeroast_pareto((1024, 1024), 2000, [3, 5, 7, 9], 11, sign_seed=4))
+    options = {"to": to, "example_inputs": (torch.randn(2, 1024),)}
+    portable = roast_export.export(model, tmp_path / "p", portable=True, **options)
+    native = roast_export.export(model, tmp_path / "n", **options)
+    assert portable.file_bytes > native.limit_bytes
+    assert any("packed signs from MT19937 take 131,072 bytes" in text for text in portable.warnings)
+    assert not native.warnings
+
+
 def test_slots_from_mt19937(tmp_path):
     mapping = families.fakeroast_random((24, 30), 200, 5, draw_bits=64)
     model, inputs = drawn_model(mapping), (torch.randn(2, 30),)
