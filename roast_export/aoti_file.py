@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
 from roast_export import probe, torch_ops
-from roast_export.artifact import Artifact, Tell, expected_layer
-from roast_export.compare import compare_bits, failed
+from roast_export.artifact import Artifact, Tell, each_weight
+from roast_export.compare import compare_bits
 from roast_export.errors import RoastError
 from roast_export.note import Note, read_note
-from roast_export.program import Program
+from roast_export.program import Program, VirtualLayer
 from roast_export.report import Check
 from roast_export.runtimes import Run, Runtime
 from roast_export.subject import Subject
@@ -63,21 +63,18 @@ class AotiFile(Artifact):
 
     def weight_checks(self, subject: Subject, usable: list[Runtime], tell: Tell) -> Iterator[Check]:
         assert self.note is not None
+        weights = self.note.weights
         called = {(tuple(call["mapping"]), float(call["scale"])) for call in self.calls}
-        for runtime in usable:
-            for done, weight in enumerate(self.note.weights):
-                tell(f"weights in {runtime.name}", done, len(self.note.weights))
-                layer = expected_layer(subject.layers, weight.name)
-                try:
-                    if layer is None:
-                        raise RoastError("the model has no such layer")
-                    if (tuple(weight.mapping), float(weight.scale)) not in called:
-                        raise RoastError("the package calls no operator with this mapping and scale")
-                    expected = probe.expected_weight(layer)
-                    actual = torch_ops.gather(layer.memory, weight.mapping, weight.scale).numpy()
-                    yield compare_bits(runtime.name, weight.name, "all elements", expected, actual)
-                except Exception as error:
-                    yield failed(runtime.name, "weight", weight.name, "all elements", error)
+
+        def check(runtime: Runtime, k: int, layer: VirtualLayer) -> Iterator[Check]:
+            mapping, scale = weights[k].mapping, float(weights[k].scale)
+            if (tuple(mapping), scale) not in called:
+                raise RoastError("the package calls no operator with this mapping and scale")
+            # The bytes of the array are looked for apart, by structure_checks.
+            actual = torch_ops.gather(layer.memory, mapping, scale).numpy()
+            yield compare_bits(runtime.name, layer.name, "all elements", probe.expected_weight(layer), actual)
+
+        yield from each_weight([weight.name for weight in weights], subject, usable, tell, check)
 
 
 def open_aoti(path: str | bytes) -> Run:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from roast_export.compare import failed
+from roast_export.errors import RoastError
 from roast_export.program import Dims, VirtualLayer
 from roast_export.report import Check, Layer
 
@@ -74,6 +76,26 @@ class Artifact(ABC):
     def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
         """What to measure in fresh processes: a label, and arguments of measure()."""
         return []
+
+
+def each_weight(
+    names: list[str],
+    subject: Subject,
+    usable: list[Runtime],
+    tell: Tell,
+    check: Callable[[Runtime, int, VirtualLayer], Iterator[Check]],
+) -> Iterator[Check]:
+    """`check` for the k-th weight of a file in every runtime; whatever goes wrong is a failed check."""
+    for runtime in usable:
+        for k, name in enumerate(names):
+            tell(f"weights in {runtime.name}", k, len(names))
+            layer = expected_layer(subject.layers, name)
+            try:
+                if layer is None:
+                    raise RoastError("the model has no such layer")
+                yield from check(runtime, k, layer)
+            except Exception as error:
+                yield failed(runtime.name, "weight", name, "all elements", error)
 
 
 def expected_layer(layers: list[VirtualLayer], name: str) -> VirtualLayer | None:

@@ -17,8 +17,8 @@ from torch.export import ExportedProgram
 
 from roast_export import probe, torch_ops
 from roast_export.archive import runs_code
-from roast_export.artifact import Artifact, Tell, expected_layer
-from roast_export.compare import compare_bits, failed, first_line
+from roast_export.artifact import Artifact, Tell, each_weight
+from roast_export.compare import compare_bits, first_line
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
 from roast_export.note import Note, Weight, read_note
@@ -47,8 +47,7 @@ class Pt2File(Artifact):
         return pt2_runtimes(self.portable)
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
-        # open_pt2_file has looked: nothing below may open a file that runs code.
-        yield Check("file", "structure", "data only", "members", 1, True)
+        # open_pt2_file has refused what runs code: nothing below may open such a file.
         yield dense_check(subject.layers, self.parameters(), "file")
 
     def parameters(self) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -58,20 +57,15 @@ class Pt2File(Artifact):
 
     def weight_checks(self, subject: Subject, usable: list[Runtime], tell: Tell) -> Iterator[Check]:
         assert self.note is not None
-        stored = {layer.node: layer for layer in layers_of(self.program)}
-        for runtime in usable:
-            for done, weight in enumerate(self.note.weights):
-                tell(f"weights in {runtime.name}", done, len(self.note.weights))
-                layer = expected_layer(subject.layers, weight.name)
-                try:
-                    if layer is None:
-                        raise RoastError("the model has no such layer")
-                    if self.portable:
-                        yield self._traced(runtime, weight, layer)
-                    else:
-                        yield self._stored(runtime, weight, stored[weight.place], layer)
-                except Exception as error:
-                    yield failed(runtime.name, "weight", weight.name, "all elements", error)
+        weights, stored = self.note.weights, {layer.node: layer for layer in layers_of(self.program)}
+
+        def check(runtime: Runtime, k: int, layer: VirtualLayer) -> Iterator[Check]:
+            if self.portable:
+                yield self._traced(runtime, weights[k], layer)
+            else:
+                yield self._stored(runtime, stored[weights[k].place], layer)
+
+        yield from each_weight([weight.name for weight in weights], subject, usable, tell, check)
 
     def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
         return [
@@ -80,7 +74,7 @@ class Pt2File(Artifact):
             if self.portable or runtime.native
         ]
 
-    def _stored(self, runtime: Runtime, weight: Weight, stored: VirtualLayer, layer: VirtualLayer) -> Check:
+    def _stored(self, runtime: Runtime, stored: VirtualLayer, layer: VirtualLayer) -> Check:
         """The weight of an operator in the graph, by the operators that serve here."""
         fields = stored.mapping.to_list()
         if layer.kind == "embedding":

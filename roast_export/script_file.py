@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roast_export import probe
-from roast_export.artifact import Artifact, Tell, expected_layer
+from roast_export.artifact import Artifact, Tell, each_weight
 from roast_export.compare import compare_bits, failed, first_line
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
@@ -68,19 +68,12 @@ class ScriptFile(Artifact):
 
     def weight_checks(self, subject: Subject, usable: list[Runtime], tell: Tell) -> Iterator[Check]:
         assert self.note is not None
-        for runtime in usable:
-            method = self._method(runtime)
-            for k, weight in enumerate(self.note.weights):
-                tell(f"weights in {runtime.name}", k, len(self.note.weights))
-                layer = expected_layer(subject.layers, weight.name)
-                if layer is None:
-                    error = RoastError("the model has no such layer")
-                    yield failed(runtime.name, "weight", weight.name, "", error)
-                    continue
-                try:
-                    yield from self._weight(runtime, method, k, weight.place, layer)
-                except Exception as error:
-                    yield failed(runtime.name, "weight", weight.name, "all elements", error)
+        weights, method = self.note.weights, self._method()
+
+        def check(runtime: Runtime, k: int, layer: VirtualLayer) -> Iterator[Check]:
+            return self._weight(runtime, method, k, weights[k].place, layer)
+
+        yield from each_weight([weight.name for weight in weights], subject, usable, tell, check)
 
     def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
         return [
@@ -89,7 +82,7 @@ class ScriptFile(Artifact):
             if self.portable or runtime.native
         ]
 
-    def _method(self, runtime: Runtime) -> Callable[..., Tensor]:
+    def _method(self) -> Callable[..., Tensor]:
         if self.target == "lite":
             from torch.jit.mobile import _load_for_lite_interpreter
 
