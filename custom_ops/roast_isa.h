@@ -52,6 +52,7 @@ struct PanelJob {
   float scale;
   const float* bias;  // may be null
   bool first, last;
+  bool near;  // no need to fetch tiles ahead
 };
 
 // `length` consecutive inputs of kDotOutputs outputs.
@@ -73,6 +74,23 @@ struct DotJob {
   float scale;
   const float* bias;
   bool first, last;
+};
+
+// Tiles order[first] to order[last - 1], whole: sums[row, output] += x[row, input] * tile[input,
+// output]. Outputs are counted from tile column 0 on.
+template <class T>
+struct TileJob {
+  const T* memory;
+  const uint32_t* starts;  // [tile row, tile column], signs in the top bit
+  int64_t grid_j;
+  const uint32_t* order;  // tile row * 65536 + tile column
+  int64_t first, last, n_tiles;
+  int64_t tile_r, tile_c;
+  int64_t lead;  // inputs of tile row 0 that are not there
+  const float* x;
+  int64_t x_stride, in;
+  float* sums;
+  int64_t sums_stride;
 };
 
 // Parts of kGroup outputs, `cols` consecutive inputs each, that become columns of a panel. Where
@@ -98,6 +116,7 @@ struct TypedOps {
   // out[c, k] = row k, input c, with its signs; rows of out are `out_stride` apart.
   void (*turn)(const Strip<T>&, float* out, int64_t out_stride);
   void (*panel)(const PanelJob<T>&, int rows, int groups);
+  void (*tiles)(const TileJob<T>&, int rows);
   void (*dot)(const DotJob<T>&, int rows);
 };
 
@@ -130,7 +149,7 @@ struct Isa {
   // more rows if there is one.
   int rows, groups;
   int wide_groups[4];
-  int dot_rows;
+  int tile_rows, dot_rows;
   bool loads_half;
   TypedOps<float> f32;
   TypedOps<uint16_t> f16;

@@ -10,7 +10,8 @@ namespace {
 
 template <class T>
 constexpr TypedOps<T> typed_ops() {
-  return {copy_piece<T>, transpose_piece<T>, copy_runs<T>, turn_strip<T>, any_panel<T>, any_dot<T>};
+  return {copy_piece<T>, transpose_piece<T>, copy_runs<T>, turn_strip<T>,
+          any_panel<T>,  any_tiles<T>,       any_dot<T>};
 }
 
 constexpr Isa isa_table(const char* name) {
@@ -26,6 +27,7 @@ constexpr Isa isa_table(const char* name) {
           V::kRows,
           V::kGroups,
           {wide_groups(1), wide_groups(2), wide_groups(3), V::kGroups},
+          kTileRows,
           V::kDotRows,
           V::kLoadsHalf,
           typed_ops<float>(),

@@ -172,6 +172,7 @@ int roast_plan_init(roast_plan* plan, const int64_t* fields, size_t n, float sca
   plan->grid_i = (m.origin_r + view_rows - 1) / m.tile_r - plan->i0 + 1;
   plan->grid_j = (m.origin_c + view_cols - 1) / m.tile_c - plan->j0 + 1;
   plan->starts = nullptr;
+  plan->order = nullptr;
   plan->signs = nullptr;
   plan->states = nullptr;
   plan->signs_lead = 0;

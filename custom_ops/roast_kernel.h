@@ -33,10 +33,10 @@ ROAST_EXPORT size_t roast_plan_bytes(void);
 ROAST_EXPORT int roast_plan_init(roast_plan* plan, const int64_t* fields, size_t n, float scale,
                                  char* message, size_t capacity);
 
-// Bytes of the optional table that makes everything faster: tile starts, drawn signs as bits (1/32
-// of the dense weight), saved generator states. Never more than an eighth of the dense weight; 0
-// where a table does not pay. Without it, drawn signs are drawn anew by every call, from the first
-// one on.
+// Bytes of the optional table that makes everything faster: tile starts, tiles by their starts,
+// drawn signs as bits (1/32 of the dense weight), saved generator states. Never more than an eighth
+// of the dense weight; 0 where a table does not pay. Without it, drawn signs are drawn anew by
+// every call, from the first one on.
 ROAST_EXPORT size_t roast_plan_table_bytes(const roast_plan* plan);
 
 // Fills table[roast_plan_table_bytes], aligned to 4, and uses it from then on. It must outlive the

@@ -3,17 +3,26 @@
 #pragma once
 
 #include "roast_gather.h"
+#include "roast_order.h"
 #include "roast_plan.h"
 
 namespace roast {
 
-// Inputs of one pass: a panel of this depth stays in the second cache level for all rows.
-constexpr int64_t kDepth = 2048;
+// Inputs of one pass: a panel of this depth stays in the first cache levels for all blocks of rows,
+// and a deeper one for two.
+constexpr int64_t kDepth = 512, kDepthOfTwo = 2048;
 constexpr int64_t kGatherDepth = 256;
 // Tiles of a pass, in the direction of inputs.
 constexpr int64_t kMaxSegments = 256;
 // The rows that one pass goes over: their inputs stay in the second cache level for all panels.
-constexpr int64_t kChunkRows = 48;
+constexpr int64_t kChunkRows = 96;
+// Rows up to which tiles are better taken by their places: where tiles overlap, and more where the
+// array is far from the processor.
+constexpr int64_t kMostTileRows = 4, kMostFarTileRows = 8, kFarArray = int64_t{1} << 18;
+// An array that lies in the first cache levels whatever is done meanwhile.
+constexpr int64_t kNearArray = int64_t{1} << 16;
+// Tiles that stay in the first cache level for all blocks of rows, in elements.
+constexpr int64_t kTilesNumel = int64_t{1} << 12;
 // Rows up to which a panel is better read as it lies than turned first.
 constexpr int64_t kMostDotRows = 3;
 // Multiplications that pay for handing a part to a thread.
@@ -24,6 +33,7 @@ constexpr size_t kLine = 64;
 
 enum Mode {
   kPanels,  // 16 and more contiguous outputs: read as they lie
+  kTiles,   // the same, few rows: tile by tile, by their places in the array
   kDots,    // 16 and more contiguous inputs, few rows: read as they lie
   kTurned,  // the same for many rows: turned into panels first
   kGather   // anything: gathered into panels first
@@ -39,8 +49,9 @@ struct Layer {
   int64_t depth;     // inputs of a pass
   int64_t lead;      // the first pass is this much shorter, so that passes cut no tile
   int64_t segments;  // of a pass, at most
-  int64_t per_part;  // panels of a part
-  int64_t parts;
+  int64_t chunk;     // blocks of a chunk of rows
+  // A part is some panels of some chunks: part p has slice p mod `slices` of the panels.
+  int64_t per_part, slices, part_blocks, parts;
   // x as the micro-kernels read it, [pass][block][input][row], and the rest for each part.
   size_t packed_bytes, part_bytes;
 };
@@ -52,17 +63,30 @@ inline size_t list_bytes(const Layer& l) {
 }
 static_assert(sizeof(Segment) <= sizeof(DotSegment<float>), "one list or the other");
 
+inline bool is_near(const Mapping& m) { return m.n_memory <= kNearArray; }
+
+// Whether a few rows are better multiplied tile by tile than panel by panel, which reads each tile
+// in strips. Up to three rows a panel is wide, and only tiles that overlap make up for that; for
+// one row only where the array is not at hand anyway.
+inline bool takes_tiles(const Layer& l) {
+  const roast_plan& p = *l.plan;
+  if (p.order == nullptr) return false;
+  const bool overlap = p.map.numel / slices_of(p).n >= p.map.n_memory;
+  if (l.n == 1) return overlap && !is_near(p.map);
+  if (l.n < kMostTileRows) return overlap;
+  return l.n <= (p.map.n_memory > kFarArray ? kMostFarTileRows : kMostTileRows);
+}
+
 inline Mode mode_of(const Layer& l, int type) {
   const Mapping& m = l.plan->map;
   const Isa& isa = *l.plan->isa;
-  const bool wraps = (m.range - 1) * m.align > m.n_memory - m.tile_r * m.tile_c;
-  if (in_order(*l.plan) || m.rows != l.out || m.cols != l.in || wraps) return kGather;
+  if (in_order(*l.plan) || m.rows != l.out || m.cols != l.in || may_wrap(m)) return kGather;
   const bool readable = (type == ROAST_FLOAT32 || isa.loads_half) && !draws_signs(m);
   if (m.transposed) {
     // Converting float16 for every block again costs more than converting it once.
     const bool once = type == ROAST_FLOAT32 || l.n <= isa.rows;
-    const bool panels = m.tile_c % kGroup == 0 && m.origin_c % kGroup == 0 && m.tile_r >= 4;
-    return panels && once && readable ? kPanels : kGather;
+    if (!has_panels(m) || !once || !readable) return kGather;
+    return takes_tiles(l) ? kTiles : kPanels;
   }
   if (m.tile_c < kGroup) return kGather;
   if (l.n <= kMostDotRows && readable) return kDots;
@@ -87,7 +111,8 @@ inline void cut_inputs(Layer* l) {
   const int64_t tile = l->mode == kDots ? m.tile_c : m.tile_r;
   const int64_t origin = l->mode == kDots ? m.origin_c : m.origin_r;
   const bool once = l->mode == kDots || l->blocks == 1;
-  const int64_t most = once ? kMaxSegments * min64(tile, kDepth) : kDepth;
+  const int64_t deep = l->blocks <= 2 ? kDepthOfTwo : kDepth;
+  const int64_t most = once ? kMaxSegments * min64(tile, deep) : deep;
   if (tile >= most) {
     l->depth = most;
     l->segments = 2;
@@ -100,7 +125,9 @@ inline void cut_inputs(Layer* l) {
   l->depth = l->segments * tile;
 }
 
-inline void cut_outputs(Layer* l) {
+// Rows are cut first: a part that goes over more panels reads its inputs less often. A panel that
+// is made costs too much to be made again for every chunk, though.
+inline void cut_parts(Layer* l) {
   const int64_t panels = ceil_div(l->out, l->width);
   // In floating point: the product of the three may not fit 64 bits.
   const double work = static_cast<double>(l->n * l->in) * static_cast<double>(l->out);
@@ -108,8 +135,23 @@ inline void cut_outputs(Layer* l) {
       work > kPartWork * kMaxParts ? kMaxParts : static_cast<int64_t>(work) / kPartWork;
   const int64_t by_scratch = max64(kMaxScratch / static_cast<int64_t>(l->part_bytes), 4);
   const int64_t most = max64(min64(by_scratch, by_work), 1);
-  l->per_part = ceil_div(panels, most);
-  l->parts = ceil_div(panels, l->per_part);
+  l->chunk = l->blocks;
+  if (l->mode == kPanels) l->chunk = ceil_div(l->blocks, ceil_div(l->n, kChunkRows));
+  const int64_t chunks = ceil_div(l->blocks, l->chunk);
+  const int64_t part_chunks = ceil_div(chunks, min64(chunks, most));
+  const int64_t row_parts = ceil_div(chunks, part_chunks);
+  l->part_blocks = part_chunks * l->chunk;
+  l->per_part = ceil_div(panels, max64(most / row_parts, 1));
+  l->slices = ceil_div(panels, l->per_part);
+  l->parts = l->slices * row_parts;
+}
+
+// A part is a slice of the table's order, and has its sums to itself until they are whole.
+inline void cut_tiles(Layer* l) {
+  const Slices slices = slices_of(*l->plan);
+  const int64_t outputs = slices.columns * l->plan->map.tile_c;
+  l->parts = slices.n;
+  l->part_bytes = round_up(static_cast<size_t>(l->n * outputs) * sizeof(float));
 }
 
 inline Layer cut_layer(const roast_plan* p, int type, size_t n) {
@@ -122,8 +164,14 @@ inline Layer cut_layer(const roast_plan* p, int type, size_t n) {
   l.in = m.numel / l.out;
   if (l.n == 0) return l;
   l.mode = mode_of(l, type);
-  const int64_t block = l.mode == kDots ? isa.dot_rows : isa.rows;
+  const int64_t block = l.mode == kDots    ? isa.dot_rows
+                        : l.mode == kTiles ? isa.tile_rows
+                                           : isa.rows;
   l.blocks = ceil_div(l.n, block);
+  if (l.mode == kTiles) {
+    cut_tiles(&l);
+    return l;
+  }
   const bool wide = l.mode == kPanels && l.blocks == 1;
   l.width = kGroup * (wide ? isa.wide_groups[min64(l.n, 4) - 1] : isa.groups);
   if (l.mode == kDots) l.width = kDotOutputs;
@@ -132,7 +180,7 @@ inline Layer cut_layer(const roast_plan* p, int type, size_t n) {
   l.packed_bytes = packs ? round_up(static_cast<size_t>(l.n * l.in) * sizeof(float)) : 0;
   const size_t panel = round_up(static_cast<size_t>(l.width * l.depth) * sizeof(float));
   l.part_bytes = list_bytes(l) + (makes_panels(l) ? 2 * panel : 0);
-  cut_outputs(&l);
+  cut_parts(&l);
   return l;
 }
 

@@ -8,20 +8,21 @@
 
 using roast::Block;
 using roast::block_of;
-using roast::ceil_div;
 using roast::cut_layer;
 using roast::DotJob;
 using roast::DotSegment;
 using roast::end_of_pass;
-using roast::kChunkRows;
 using roast::kDotOutputs;
 using roast::kDots;
 using roast::kGroup;
 using roast::kMaxGroups;
 using roast::kNegative;
+using roast::kTiles;
+using roast::kTilesNumel;
 using roast::Layer;
 using roast::makes_panels;
 using roast::Mapping;
+using roast::max64;
 using roast::min64;
 using roast::ops_of;
 using roast::packed_start;
@@ -29,6 +30,7 @@ using roast::PanelJob;
 using roast::Scratch;
 using roast::scratch_of;
 using roast::Segment;
+using roast::TileJob;
 using roast::width_at;
 
 namespace {
@@ -164,13 +166,12 @@ void run_in_place(const Layer& l, const T* memory, const Call& call, const Run& 
 template <class T>
 void run_panels(const Layer& l, const T* memory, const Call& call, int64_t part) {
   const Scratch scratch = scratch_of(l, call.scratch, static_cast<size_t>(part));
-  const int64_t first = part * l.per_part * l.width;
+  const int64_t first = part % l.slices * l.per_part * l.width;
   const int64_t last = min64(first + l.per_part * l.width, l.out);
-  // A panel that is made costs too much to be made again for every chunk.
-  const int64_t chunks = makes_panels(l) ? 1 : ceil_div(l.n, kChunkRows);
-  const int64_t per_chunk = ceil_div(l.blocks, chunks);
-  for (int64_t block = 0; block < l.blocks; block += per_chunk) {
-    Run run{first, 0, 0, block, min64(block + per_chunk, l.blocks)};
+  const int64_t first_block = part / l.slices * l.part_blocks;
+  const int64_t last_block = min64(first_block + l.part_blocks, l.blocks);
+  for (int64_t block = first_block; block < last_block; block += l.chunk) {
+    Run run{first, 0, 0, block, min64(block + l.chunk, last_block)};
     for (; run.begin < l.in; run.begin = run.end) {
       run.end = end_of_pass(l, run.begin);
       for (run.first = first; run.first < last; run.first += width_at(l, run.first)) {
@@ -182,6 +183,58 @@ void run_panels(const Layer& l, const T* memory, const Call& call, int64_t part)
       }
     }
   }
+}
+
+// Outputs [first, last) from sums that lie `stride` apart.
+void finish_tiles(const Layer& l, const Call& call, const float* sums, int64_t stride,
+                  int64_t first, int64_t last) {
+  const float scale = l.plan->scale;
+  for (int64_t r = 0; r < l.n; ++r) {
+    const float* from = sums + r * stride;
+    float* y = call.y + r * l.out;
+    for (int64_t c = first; c < last; ++c) {
+      y[c] = from[c] * scale + (call.bias != nullptr ? call.bias[c] : 0.0f);
+    }
+  }
+}
+
+template <class T>
+void run_tiles(const Layer& l, const T* memory, const Call& call, int64_t part) {
+  const roast_plan& p = *l.plan;
+  const Mapping& m = p.map;
+  const roast::Slices slices = roast::slices_of(p);
+  const int64_t j0 = part * slices.columns, j1 = min64(j0 + slices.columns, p.grid_j);
+  const int64_t stride = slices.columns * m.tile_c;
+  float* const sums = reinterpret_cast<float*>(static_cast<char*>(call.scratch) +
+                                               static_cast<size_t>(part) * l.part_bytes);
+  for (int64_t k = 0; k < l.n * stride; ++k) sums[k] = 0;
+  TileJob<T> job;
+  job.memory = memory;
+  job.starts = p.starts;
+  job.grid_j = p.grid_j;
+  job.order = p.order + j0 * p.grid_i;
+  job.n_tiles = (j1 - j0) * p.grid_i;
+  job.tile_r = m.tile_r;
+  job.tile_c = m.tile_c;
+  job.lead = m.origin_r - p.i0 * m.tile_r;
+  job.x_stride = l.in;
+  job.in = l.in;
+  job.sums_stride = stride;
+  const int64_t at_once =
+      l.blocks == 1 ? job.n_tiles : max64(kTilesNumel / (m.tile_r * m.tile_c), 1);
+  for (job.first = 0; job.first < job.n_tiles; job.first = job.last) {
+    job.last = min64(job.first + at_once, job.n_tiles);
+    for (int64_t block = 0; block < l.blocks; ++block) {
+      const Block rows = block_of(l, block);
+      job.x = call.x + rows.first * l.in;
+      job.sums = sums + rows.first * stride - j0 * m.tile_c;
+      ops_of<T>(p).tiles(job, static_cast<int>(rows.rows));
+    }
+  }
+  // Output c is column c + lead of the tiles.
+  const int64_t lead = m.origin_c - p.j0 * m.tile_c;
+  finish_tiles(l, call, sums + lead - j0 * m.tile_c, stride, max64(j0 * m.tile_c - lead, 0),
+               min64(j1 * m.tile_c - lead, l.out));
 }
 
 // Inputs [begin, end) of kDotOutputs outputs, the last one again where there are fewer.
@@ -235,7 +288,9 @@ void run_dots(const Layer& l, const T* memory, const Call& call, int64_t part) {
 
 template <class T>
 void run_part(const Layer& l, const T* memory, const Call& call, int64_t part) {
-  if (l.mode == kDots) {
+  if (l.mode == kTiles) {
+    run_tiles(l, memory, call, part);
+  } else if (l.mode == kDots) {
     run_dots(l, memory, call, part);
   } else {
     run_panels(l, memory, call, part);

@@ -20,9 +20,8 @@ constexpr int wide_groups(int rows) {
 
 // Sums that are negated while a negative tile is added need no signs inside the loop.
 template <int kRows, int kGroups>
-inline __attribute__((always_inline)) void turn(V::Reg (&sums)[kRows][kGroups * kParts],
-                                                uint32_t (&now)[kGroups],
-                                                const uint32_t (&wanted)[kGroups]) {
+ROAST_INLINE void turn(V::Reg (&sums)[kRows][kGroups * kParts], uint32_t (&now)[kGroups],
+                       const uint32_t (&wanted)[kGroups]) {
   uint32_t any = 0;
   for (int g = 0; g < kGroups; ++g) any |= now[g] ^ wanted[g];
   if (any == 0) return;
@@ -35,48 +34,90 @@ inline __attribute__((always_inline)) void turn(V::Reg (&sums)[kRows][kGroups * 
   }
 }
 
+// Adds `rows` inputs, and fetches as much of a tile to come: tiles start anywhere in the array,
+// which no processor foresees. One input at a time: sums fill the registers, and a longer loop
+// spills.
+template <bool kFetch, int kRows, int kGroups, class T>
+ROAST_INLINE void multiply(V::Reg (&sums)[kRows][kGroups * kParts], const T* const (&b)[kGroups],
+                           const T* const (&ahead)[kGroups], int64_t stride, int64_t rows,
+                           const float* a) {
+  constexpr int kWide = kGroups * kParts;
+  const int64_t end = rows * stride;
+  for (int64_t k = 0; k < end; k += stride, a += kRows) {
+    V::Reg w[kWide];
+    for (int v = 0; v < kWide; ++v) w[v] = V::load(b[v / kParts] + k + v % kParts * V::kLanes);
+    for (int g = 0; kFetch && g < kGroups; ++g) V::prefetch(ahead[g] + k);
+    for (int r = 0; r < kRows; ++r) {
+      const V::Reg x = V::set1(a[r]);
+      for (int v = 0; v < kWide; ++v) sums[r][v] = V::fma(x, w[v], sums[r][v]);
+    }
+  }
+}
+
+// y = sums, or y + sums; after the last inputs times the scale, plus the bias.
+template <int kRows, int kGroups, class T>
+ROAST_INLINE void finish(const PanelJob<T>& job, V::Reg (&sums)[kRows][kGroups * kParts]) {
+  constexpr int kWide = kGroups * kParts;
+  float* const y = job.y;
+  const int64_t stride = job.y_stride;
+  const auto at = [=](int r, int v) { return y + r * stride + v * V::kLanes; };
+  if (!job.first) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kWide; ++v) sums[r][v] = V::add(sums[r][v], V::load(at(r, v)));
+    }
+  }
+  if (job.last) {
+    const V::Reg scale = V::set1(job.scale);
+    const float* const from = job.bias;
+    for (int v = 0; v < kWide; ++v) {
+      const V::Reg bias = from != nullptr ? V::load(from + v * V::kLanes) : V::zero();
+      for (int r = 0; r < kRows; ++r) sums[r][v] = V::fma(sums[r][v], scale, bias);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kWide; ++v) V::store(at(r, v), sums[r][v]);
+  }
+}
+
 template <int kRows, int kGroups, class T>
 void panel(const PanelJob<T>& job) {
-  constexpr int kWide = kGroups * kParts;
-  V::Reg sums[kRows][kWide];
+  V::Reg sums[kRows][kGroups * kParts];
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kWide; ++v) sums[r][v] = V::zero();
+    for (int v = 0; v < kGroups * kParts; ++v) sums[r][v] = V::zero();
     for (int g = 0; g < kGroups; ++g) V::prefetch(job.y + r * job.y_stride + g * kGroup);
   }
   uint32_t sign[kGroups] = {};
   const uint32_t plus[kGroups] = {};
-  const int64_t stride = job.stride;
-  for (int64_t s = 0; s < job.n_segments; ++s) {
-    const Segment& segment = job.segments[s];
-    const T* b[kGroups];
+  const Segment* const segments = job.segments;
+  const int64_t last = job.n_segments - 1;
+  const auto tile = [&](int64_t s, int g) {
+    return job.memory + (segments[s].packed[job.tile[g]] & ~kNegative) + job.offset[g];
+  };
+  // Two tiles ahead: one takes less time than memory does.
+  const T *b[kGroups], *next[kGroups], *ahead[kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    next[g] = tile(0, g);
+    ahead[g] = tile(last < 1 ? last : 1, g);
+  }
+  for (int64_t s = 0; s <= last; ++s) {
     uint32_t wanted[kGroups];
     for (int g = 0; g < kGroups; ++g) {
-      const uint32_t packed = segment.packed[job.tile[g]];
-      b[g] = job.memory + (packed & ~kNegative) + job.offset[g];
-      wanted[g] = packed & kNegative;
+      b[g] = next[g];
+      next[g] = ahead[g];
+      if (s + 2 <= last) ahead[g] = tile(s + 2, g);
+      wanted[g] = segments[s].packed[job.tile[g]] & kNegative;
     }
     turn<kRows, kGroups>(sums, sign, wanted);
-    const float* a = job.inputs + int64_t{segment.first} * kRows;
-    const int64_t end = segment.rows * stride;
-    for (int64_t k = 0; k < end; k += stride, a += kRows) {
-      V::Reg w[kWide];
-      for (int v = 0; v < kWide; ++v) w[v] = V::load(b[v / kParts] + k + v % kParts * V::kLanes);
-      for (int r = 0; r < kRows; ++r) {
-        const V::Reg x = V::set1(a[r]);
-        for (int v = 0; v < kWide; ++v) sums[r][v] = V::fma(x, w[v], sums[r][v]);
-      }
+    const float* const a = job.inputs + int64_t{segments[s].first} * kRows;
+    // With more rows it costs nothing.
+    if (kRows == 1 && job.near) {
+      multiply<false>(sums, b, ahead, job.stride, segments[s].rows, a);
+    } else {
+      multiply<true>(sums, b, ahead, job.stride, segments[s].rows, a);
     }
   }
   turn<kRows, kGroups>(sums, sign, plus);
-  const V::Reg scale = V::set1(job.scale);
-  for (int v = 0; v < kWide; ++v) {
-    const V::Reg bias = job.bias != nullptr ? V::load(job.bias + v * V::kLanes) : V::zero();
-    for (int r = 0; r < kRows; ++r) {
-      float* y = job.y + r * job.y_stride + v * V::kLanes;
-      const V::Reg sum = job.first ? sums[r][v] : V::add(sums[r][v], V::load(y));
-      V::store(y, job.last ? V::fma(sum, scale, bias) : sum);
-    }
-  }
+  finish<kRows, kGroups>(job, sums);
 }
 
 template <int kRows, int kGroups, class T>
@@ -122,6 +163,94 @@ template <class T>
 void any_panel(const PanelJob<T>& job, int rows, int groups) {
   if (job.cols < groups * kGroup) return ragged_panel(job, rows, groups);
   panel_of_rows<V::kRows>(job, rows, groups);
+}
+
+// ---- Tile by tile ----
+
+// Rows of a block; groups of outputs at a time, and sums of each, for as many independent sums.
+constexpr int kTileRows = kParts == 1 ? 8 : 4;
+constexpr int tile_groups(int rows) {
+  return 3 * rows * 2 * kParts <= 2 * V::kRows * V::kGroups * kParts ? 2 : 1;
+}
+constexpr int tile_phases(int rows, int groups) {
+  int phases = 1;
+  while (rows * groups * kParts * phases < 8) phases *= 2;
+  return phases;
+}
+
+// `depth` inputs of kGroups groups of outputs, and as much of a tile to come fetched.
+template <int kRows, int kGroups, class T>
+ROAST_INLINE void add_strip(const T* b, const T* ahead, int64_t stride, int64_t depth,
+                            const float* x, int64_t x_stride, V::Mask sign, float* to,
+                            int64_t to_stride) {
+  constexpr int kWide = kGroups * kParts, kPhases = tile_phases(kRows, kGroups);
+  V::Reg sums[kPhases][kRows][kWide];
+  for (int p = 0; p < kPhases; ++p) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kWide; ++v) sums[p][r][v] = V::zero();
+    }
+  }
+  const auto add = [&](int p, int64_t k) __attribute__((always_inline)) {
+    V::Reg w[kWide];
+    for (int v = 0; v < kWide; ++v) w[v] = V::load(b + v * V::kLanes);
+    for (int g = 0; g < kGroups; ++g) V::prefetch(ahead + g * kGroup);
+    for (int r = 0; r < kRows; ++r) {
+      const V::Reg a = V::set1(x[r * x_stride + k]);
+      for (int v = 0; v < kWide; ++v) sums[p][r][v] = V::fma(a, w[v], sums[p][r][v]);
+    }
+    b += stride;
+    ahead += stride;
+  };
+  int64_t k = 0;
+  for (; k + kPhases <= depth; k += kPhases) {
+    for (int p = 0; p < kPhases; ++p) add(p, k + p);
+  }
+  for (; k < depth; ++k) add(0, k);
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kWide; ++v) {
+      V::Reg sum = sums[0][r][v];
+      for (int p = 1; p < kPhases; ++p) sum = V::add(sum, sums[p][r][v]);
+      float* const y = to + r * to_stride + v * V::kLanes;
+      V::store(y, V::add(V::load(y), V::flip(sum, sign)));
+    }
+  }
+}
+
+template <int kRows, int kGroups, class T>
+void tiles(const TileJob<T>& job) {
+  const auto packed_at = [&](int64_t t) {
+    return job.starts[(job.order[t] >> 16) * job.grid_j + (job.order[t] & 0xffffu)];
+  };
+  for (int64_t t = job.first; t < job.last; ++t) {
+    const uint32_t packed = packed_at(t);
+    const uint32_t later = packed_at(t + 2 < job.n_tiles ? t + 2 : t);
+    const int64_t from = int64_t{job.order[t] >> 16} * job.tile_r - job.lead;
+    const int64_t begin = from < 0 ? 0 : from;
+    const int64_t depth = (from + job.tile_r < job.in ? from + job.tile_r : job.in) - begin;
+    const T* const b = job.memory + (packed & ~kNegative) + (begin - from) * job.tile_c;
+    const T* const ahead = job.memory + (later & ~kNegative);
+    const V::Mask sign = V::mask(packed & kNegative);
+    float* const sums = job.sums + int64_t{job.order[t] & 0xffffu} * job.tile_c;
+    for (int64_t c = 0; c < job.tile_c; c += kGroups * kGroup) {
+      add_strip<kRows, kGroups>(b + c, ahead + c, job.tile_c, depth, job.x + begin, job.x_stride,
+                                sign, sums + c, job.sums_stride);
+    }
+  }
+}
+
+template <int kRows, class T>
+void tiles_of_rows(const TileJob<T>& job, int rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return tiles_of_rows<kRows - 1>(job, rows);
+  }
+  constexpr int kGroups = tile_groups(kRows);
+  if (job.tile_c % (kGroups * kGroup) == 0) return tiles<kRows, kGroups>(job);
+  tiles<kRows, 1>(job);
+}
+
+template <class T>
+void any_tiles(const TileJob<T>& job, int rows) {
+  tiles_of_rows<kTileRows>(job, rows);
 }
 
 // ---- Inputs of a tile contiguous ----

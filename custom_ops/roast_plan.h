@@ -12,9 +12,11 @@ struct roast_plan {
   int64_t i0, j0, grid_i, grid_j;
   // Parts: rectangles of the matrix, the first of them cut by `lead_*`, so that no tile is cut.
   int64_t part_rows, part_cols, lead_rows, lead_cols, parts_across, parts;
-  // The table: starts with the sign in the top bit; drawn signs in the order of the view, from bit
-  // signs_lead on; states of the generator of slots at every span.
+  // The table: starts with the sign in the top bit; tiles by their places in the array; drawn signs
+  // in the order of the view, from bit signs_lead on; states of the generator of slots at every
+  // span.
   const uint32_t* starts;
+  const uint32_t* order;
   const uint8_t* signs;
   const uint32_t* states;
   int64_t signs_lead;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "roast_gather.h"
+#include "roast_order.h"
 #include "roast_plan.h"
 #include "roast_stream.h"
 
@@ -15,8 +16,8 @@ constexpr int64_t kLeastTableNumel = 64;
 
 // Its parts in their order, in 32-bit words; 0 where a part does not pay.
 struct Table {
-  int64_t starts, signs, states;
-  size_t words() const { return static_cast<size_t>(starts + signs + states); }
+  int64_t starts, order, signs, states;
+  size_t words() const { return static_cast<size_t>(starts + order + signs + states); }
 };
 
 // Bits of signs are read, and written, a few bytes at a time: there is a word behind them.
@@ -30,7 +31,7 @@ inline Table table_of(const roast_plan& p) {
   const bool starts = !draws_elements(m) && tiles <= m.numel / 16 && tiles <= kMaxTableTiles;
   const bool streams = m.numel <= kMaxTableNumel && m.numel >= kLeastTableNumel;
   const bool states = streams && draws_elements(m) && m.numel > kSpanNumel;
-  return Table{starts ? tiles : 0, streams ? sign_words(m) : 0,
+  return Table{starts ? tiles : 0, starts && has_order(p) ? tiles : 0, streams ? sign_words(m) : 0,
                states ? ceil_div(m.numel, kSpanNumel) * kSaved : 0};
 }
 
@@ -109,16 +110,20 @@ inline void fill_signs(const roast_plan& p, uint32_t* words) {
 
 inline void fill_table(roast_plan* p, uint32_t* words) {
   const Table table = table_of(*p);
-  uint32_t* signs = words + table.starts;
+  uint32_t* order = words + table.starts;
+  uint32_t* signs = order + table.order;
   uint32_t* states = signs + table.signs;
   // Nothing that is filled is read before it is whole.
   p->starts = nullptr;
+  p->order = nullptr;
   p->signs = nullptr;
   p->states = nullptr;
   if (table.starts > 0) fill_starts(*p, words);
+  if (table.order > 0) fill_order(*p, words, order);
   if (table.signs > 0) fill_signs(*p, signs);
   if (table.states > 0) fill_states(*p, states);
   if (table.starts > 0) p->starts = words;
+  if (table.order > 0) p->order = order;
   if (table.signs > 0) p->signs = reinterpret_cast<const uint8_t*>(signs);
   if (table.states > 0) p->states = states;
   p->signs_lead = p->map.transposed ? 0 : sign_lead(p->map);

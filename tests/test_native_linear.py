@@ -106,7 +106,7 @@ def check(m: Mapping, n: int, dtype: type = np.float32, scale: float = -0.37, ta
 def roast(out: int, n_in: int, tile: tuple[int, int], transposed: bool = True, **more: object) -> Mapping:
     """A map of this package's own family, as compress makes them."""
     slots = tile[0] * tile[1]
-    n_memory = 4 * slots + 48
+    n_memory = more.pop("n_memory", 4 * slots + 48)
     values = {
         "hash1": Hash(P, 964393934, 1043130726, 0, 1539087825),
         "range": (n_memory - slots) // 16 + 1,
@@ -171,6 +171,28 @@ def test_large_layers(isa, name, dtype):
         check(LARGE[name], n, dtype)
 
 
+FAR = {
+    "tiles overlap": roast(700, 413, (32, 32), n_memory=270_000),
+    "slices": roast(1100, 1000, (32, 64), n_memory=70_000, origin=(7, 32)),
+    "tiles do not overlap": roast(700, 413, (32, 32), n_memory=600_000),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_arrays_far_from_the_processor(isa, name, dtype):
+    """A few rows go tile by tile, in the order of the array; which ones, the array's size decides."""
+    for n in (1, 2, 3, 4, 5, 7, 8, 9):
+        check(FAR[name], n, dtype)
+
+
+@pytest.mark.parametrize("n", [95, 97, 200, 300])
+def test_chunks_of_rows(isa, n):
+    """Parts are cut by rows and by outputs; each row and each output is in one of them."""
+    for m in (MAPS["ragged"], roast(300, 1100, (32, 32))):
+        check(m, n)
+
+
 def test_golden_vectors(isa):
     vectors = json.loads(VECTORS.read_text())["vectors"]
     # One vector has a scale that makes weights infinite: a matter of gathers.
@@ -207,12 +229,14 @@ def test_control_a_wrong_product_is_refused(isa, name, change):
     assert worst(y, x, weight, None) > 1000
 
 
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", MAPS | FAR)
 def test_the_order_of_parts_changes_no_bit(isa, name):
-    m = MAPS[name]
-    memory, (x, bias) = pattern(m.n_memory), inputs(30, MAPS[name])
-    forwards = linear(m, x, memory, bias)
-    assert_same_bits(linear(m, x, memory, bias, backwards=True), forwards)
+    m = (MAPS | FAR)[name]
+    memory = pattern(m.n_memory)
+    for n in (3, 30) if name in MAPS else (1, 3, 300):
+        x, bias = inputs(n, m)
+        forwards = linear(m, x, memory, bias)
+        assert_same_bits(linear(m, x, memory, bias, backwards=True), forwards)
 
 
 def test_nothing_of_x_but_its_rows_is_read(isa):
