@@ -10,12 +10,12 @@ namespace roast {
 
 // Inputs of one pass: a panel of this depth stays in the first cache levels for all blocks of rows,
 // and a deeper one for two.
-constexpr int64_t kDepth = 512, kDepthOfTwo = 2048;
+constexpr int64_t kDepth = 1024, kDepthOfTwo = 2048;
 constexpr int64_t kGatherDepth = 256;
 // Tiles of a pass, in the direction of inputs.
 constexpr int64_t kMaxSegments = 256;
 // The rows that one pass goes over: their inputs stay in the second cache level for all panels.
-constexpr int64_t kChunkRows = 96;
+constexpr int64_t kChunkRows = 48;
 // Rows up to which tiles are better taken by their places: where tiles overlap, and more where the
 // array is far from the processor.
 constexpr int64_t kMostTileRows = 4, kMostFarTileRows = 8, kFarArray = int64_t{1} << 18;
@@ -44,7 +44,8 @@ struct Layer {
   const roast_plan* plan;
   int64_t n, in, out;
   Mode mode;
-  int64_t blocks;    // of rows
+  // Blocks of rows: the first `longer` have one row more than `rows`.
+  int64_t blocks, rows, longer;
   int64_t width;     // outputs of a panel
   int64_t depth;     // inputs of a pass
   int64_t lead;      // the first pass is this much shorter, so that passes cut no tile
@@ -168,6 +169,8 @@ inline Layer cut_layer(const roast_plan* p, int type, size_t n) {
                         : l.mode == kTiles ? isa.tile_rows
                                            : isa.rows;
   l.blocks = ceil_div(l.n, block);
+  l.rows = l.n / l.blocks;
+  l.longer = l.n % l.blocks;
   if (l.mode == kTiles) {
     cut_tiles(&l);
     return l;
@@ -190,8 +193,7 @@ struct Block {
 
 // Blocks differ by one row at most: a block of few rows is a slow one.
 inline Block block_of(const Layer& l, int64_t k) {
-  const int64_t rows = l.n / l.blocks, more = l.n % l.blocks;
-  return Block{k * rows + min64(k, more), rows + (k < more ? 1 : 0)};
+  return Block{k * l.rows + min64(k, l.longer), l.rows + (k < l.longer ? 1 : 0)};
 }
 
 // Outputs of the panel at `first`. There are micro-kernels for powers of two only.

@@ -110,11 +110,14 @@ void run_blocks(const Layer& l, const Call& call, const Run& run, PanelJob<T>* j
   job->bias = call.bias != nullptr ? call.bias + run.first : nullptr;
   job->first = run.begin == 0;
   job->last = run.end == l.in;
+  job->near = makes_panels(l) || roast::is_near(l.plan->map);
   for (int64_t block = run.block; block < run.last_block; ++block) {
     const Block rows = block_of(l, block);
     job->inputs = packed + run.begin * l.n + rows.first * (run.end - run.begin);
     job->y = call.y + rows.first * l.out + run.first;
     ops_of<T>(*l.plan).panel(*job, static_cast<int>(rows.rows), static_cast<int>(width / kGroup));
+    // What the first block has read the others find in the cache.
+    job->near = true;
   }
 }
 

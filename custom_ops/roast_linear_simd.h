@@ -109,8 +109,7 @@ void panel(const PanelJob<T>& job) {
     }
     turn<kRows, kGroups>(sums, sign, wanted);
     const float* const a = job.inputs + int64_t{segments[s].first} * kRows;
-    // With more rows it costs nothing.
-    if (kRows == 1 && job.near) {
+    if (job.near) {
       multiply<false>(sums, b, ahead, job.stride, segments[s].rows, a);
     } else {
       multiply<true>(sums, b, ahead, job.stride, segments[s].rows, a);

@@ -80,14 +80,42 @@ inline void stream_piece(const Piece<float>& p, float* out, int64_t out_stride) 
 }
 
 template <class T>
-void copy_runs(const T* memory, const uint32_t* packed, int64_t n, int64_t across, int64_t length,
-               float factor, float* out) {
+inline void copy_any_runs(const T* memory, const uint32_t* packed, int64_t n, int64_t across,
+                          int64_t length, float factor, float* out) {
   for (int64_t k = 0; k < n; ++k) {
     for (int64_t j = 0; j < across; ++j, out += length) {
       const uint32_t start = packed[j * n + k];
       const Piece<T> run{memory + (start & ~kNegative), 0, 1, length};
       copy_piece(run, negate_if(start >> 31, factor), out, 0);
     }
+  }
+}
+
+// Runs of kVectors vectors: no questions on the way.
+template <int kVectors, class T>
+inline void copy_even_runs(const T* memory, const uint32_t* packed, int64_t n, int64_t across,
+                           float factor, float* out) {
+  for (int64_t k = 0; k < n; ++k) {
+    for (int64_t j = 0; j < across; ++j, out += kVectors * V::kLanes) {
+      const uint32_t start = packed[j * n + k];
+      const T* const from = memory + (start & ~kNegative);
+      const V::Reg f = V::flip(V::set1(factor), V::mask(start & kNegative));
+      for (int v = 0; v < kVectors * V::kLanes; v += V::kLanes) {
+        V::store(out + v, V::mul(V::load(from + v), f));
+      }
+    }
+  }
+}
+
+template <class T>
+void copy_runs(const T* memory, const uint32_t* packed, int64_t n, int64_t across, int64_t length,
+               float factor, float* out) {
+  if (length == kGroup) {
+    copy_even_runs<kGroup / V::kLanes>(memory, packed, n, across, factor, out);
+  } else if (length == 2 * kGroup) {
+    copy_even_runs<2 * kGroup / V::kLanes>(memory, packed, n, across, factor, out);
+  } else {
+    copy_any_runs(memory, packed, n, across, length, factor, out);
   }
 }
 
