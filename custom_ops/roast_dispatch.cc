@@ -38,6 +38,11 @@ uint32_t probe() {
   return found;
 }
 
+#elif defined(ROAST_NEON_ONLY)
+
+// Every 64-bit ARM has it: a library for phones leaves out what would never run.
+uint32_t probe() { return 1u << ROAST_ISA_NEON; }
+
 #elif defined(__aarch64__)
 
 uint32_t probe() { return 1u << ROAST_ISA_PORTABLE | 1u << ROAST_ISA_NEON; }
@@ -71,7 +76,11 @@ const Isa* table_of(int isa) {
       return &kIsaNeon;
 #endif
     default:
+#if defined(ROAST_NEON_ONLY)
+      return &kIsaNeon;
+#else
       return &kIsaPortable;
+#endif
   }
 }
 

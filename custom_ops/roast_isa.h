@@ -149,6 +149,7 @@ struct Isa {
   // more rows if there is one.
   int rows, groups;
   int wide_groups[4];
+  // Where tile_rows is 0, there is no tiles().
   int tile_rows, dot_rows;
   bool loads_half;
   TypedOps<float> f32;

@@ -10,8 +10,10 @@ namespace {
 
 template <class T>
 constexpr TypedOps<T> typed_ops() {
-  return {copy_piece<T>, transpose_piece<T>, copy_runs<T>, turn_strip<T>,
-          any_panel<T>,  any_tiles<T>,       any_dot<T>};
+  TypedOps<T> ops = {copy_piece<T>, transpose_piece<T>, copy_runs<T>, turn_strip<T>, any_panel<T>,
+                     nullptr,       any_dot<T>};
+  if constexpr (kFar) ops.tiles = any_tiles<T>;
+  return ops;
 }
 
 constexpr Isa isa_table(const char* name) {
@@ -27,7 +29,7 @@ constexpr Isa isa_table(const char* name) {
           V::kRows,
           V::kGroups,
           {wide_groups(1), wide_groups(2), wide_groups(3), V::kGroups},
-          kTileRows,
+          V::kTileRows,
           V::kDotRows,
           V::kLoadsHalf,
           typed_ops<float>(),

@@ -71,7 +71,7 @@ inline bool is_near(const Mapping& m) { return m.n_memory <= kNearArray; }
 // one row only where the array is not at hand anyway.
 inline bool takes_tiles(const Layer& l) {
   const roast_plan& p = *l.plan;
-  if (p.order == nullptr) return false;
+  if (p.order == nullptr || p.isa->tile_rows == 0) return false;
   const bool overlap = p.map.numel / slices_of(p).n >= p.map.n_memory;
   if (l.n == 1) return overlap && !is_near(p.map);
   if (l.n < kMostTileRows) return overlap;

@@ -8,6 +8,8 @@ namespace roast {
 namespace {
 
 constexpr int kParts = kGroup / V::kLanes;  // registers of a group
+// Whether arrays that no cache holds are worth code of their own.
+constexpr bool kFar = V::kTileRows > 0;
 
 // Enough independent sums to hide the latency of a fused multiply-add: 4 cycles, 2 a cycle.
 constexpr int wide_groups(int rows) {
@@ -109,7 +111,7 @@ void panel(const PanelJob<T>& job) {
     }
     turn<kRows, kGroups>(sums, sign, wanted);
     const float* const a = job.inputs + int64_t{segments[s].first} * kRows;
-    if (job.near) {
+    if (!kFar || job.near) {
       multiply<false>(sums, b, ahead, job.stride, segments[s].rows, a);
     } else {
       multiply<true>(sums, b, ahead, job.stride, segments[s].rows, a);
@@ -166,8 +168,7 @@ void any_panel(const PanelJob<T>& job, int rows, int groups) {
 
 // ---- Tile by tile ----
 
-// Rows of a block; groups of outputs at a time, and sums of each, for as many independent sums.
-constexpr int kTileRows = kParts == 1 ? 8 : 4;
+// Groups of outputs at a time, and sums of each: eight and more independent sums.
 constexpr int tile_groups(int rows) {
   return 3 * rows * 2 * kParts <= 2 * V::kRows * V::kGroups * kParts ? 2 : 1;
 }
@@ -249,7 +250,7 @@ void tiles_of_rows(const TileJob<T>& job, int rows) {
 
 template <class T>
 void any_tiles(const TileJob<T>& job, int rows) {
-  tiles_of_rows<kTileRows>(job, rows);
+  tiles_of_rows<V::kTileRows>(job, rows);
 }
 
 // ---- Inputs of a tile contiguous ----

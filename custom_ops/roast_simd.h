@@ -25,7 +25,7 @@ struct V {
   using Reg = __m512;
   using Mask = __m512i;
   static constexpr int kLanes = 16;
-  static constexpr int kRows = 12, kGroups = 2, kDotRows = 4;
+  static constexpr int kRows = 12, kGroups = 2, kTileRows = 4, kDotRows = 4;
   static constexpr __mmask16 kAll = 0xffff;
   static constexpr bool kLoadsHalf = true;
   static constexpr bool kStreams = true;
@@ -102,7 +102,7 @@ struct V {
   using Reg = __m256;
   using Mask = __m256;
   static constexpr int kLanes = 8;
-  static constexpr int kRows = 6, kGroups = 1, kDotRows = 2;
+  static constexpr int kRows = 6, kGroups = 1, kTileRows = 4, kDotRows = 2;
   static constexpr bool kLoadsHalf = true;
   static constexpr bool kStreams = true;
 
@@ -179,7 +179,7 @@ struct V {
   using Reg = float32x4_t;
   using Mask = uint32x4_t;
   static constexpr int kLanes = 4;
-  static constexpr int kRows = 6, kGroups = 1, kDotRows = 4;
+  static constexpr int kRows = 6, kGroups = 1, kTileRows = 4, kDotRows = 4;
   static constexpr bool kLoadsHalf = true;
   static constexpr bool kStreams = false;
 
@@ -233,7 +233,7 @@ struct V {
   typedef float Reg __attribute__((vector_size(16)));
   typedef uint32_t Mask __attribute__((vector_size(16)));
   static constexpr int kLanes = 4;
-  static constexpr int kRows = 3, kGroups = 1, kDotRows = 2;
+  static constexpr int kRows = 3, kGroups = 1, kTileRows = 0, kDotRows = 2;
   static constexpr bool kLoadsHalf = false;
   static constexpr bool kStreams = false;
 

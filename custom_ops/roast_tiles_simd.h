@@ -110,9 +110,9 @@ inline void copy_even_runs(const T* memory, const uint32_t* packed, int64_t n, i
 template <class T>
 void copy_runs(const T* memory, const uint32_t* packed, int64_t n, int64_t across, int64_t length,
                float factor, float* out) {
-  if (length == kGroup) {
+  if (kFar && length == kGroup) {
     copy_even_runs<kGroup / V::kLanes>(memory, packed, n, across, factor, out);
-  } else if (length == 2 * kGroup) {
+  } else if (kFar && length == 2 * kGroup) {
     copy_even_runs<2 * kGroup / V::kLanes>(memory, packed, n, across, factor, out);
   } else {
     copy_any_runs(memory, packed, n, across, length, factor, out);

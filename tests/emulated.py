@@ -14,7 +14,7 @@ import numpy as np
 from roast_export.mapping import Mapping
 
 BUILD = Path(os.environ.get("ROAST_BUILD", Path(__file__).parent.parent / "build"))
-PORTABLE, NEON, AVX2, AVX512 = range(4)
+BEST, PORTABLE, NEON, AVX2, AVX512 = range(-1, 4)
 GATHER, ROWS, LINEAR = range(3)
 
 
@@ -51,8 +51,8 @@ class Machine:
 
 
 MACHINES = (
-    Machine("linux-arm64", "aarch64", (PORTABLE, NEON)),
-    Machine("android-arm64-v8a", "aarch64", (PORTABLE, NEON)),
+    Machine("linux-arm64", "aarch64", (NEON,)),
+    Machine("android-arm64-v8a", "aarch64", (NEON,)),
     Machine("android-armeabi-v7a", "arm", (PORTABLE,)),
     Machine("linux-x86_64", "x86_64", (PORTABLE, AVX2, AVX512)),
     Machine("android-x86_64", "x86_64", (PORTABLE, AVX2, AVX512)),
@@ -68,7 +68,7 @@ class Case:
     memory: np.ndarray
     numel: int
     scale: float = 1.0
-    isa: int = PORTABLE
+    isa: int = BEST
     table: bool = False
     n: int = 1
     input: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))

@@ -37,32 +37,36 @@ FLAGS = (
 SMALL, FAST, FASTEST = "-Oz", "-O2", "-O3"
 # Gradients: no phone needs them.
 TRAINING = SOURCES / "roast_scatter.cc"
+# What every 64-bit ARM has something better for, and the word for the others that it is not there.
+SPARE, WITHOUT_SPARE = SOURCES / "roast_isa_portable.cc", "-DROAST_NEON_ONLY"
 
 
 def sources(folder: Path, platform: Platform) -> dict[str, list[Path]]:
     """Optimisation: sources; all but the adapters of other runtimes and the check against real headers."""
     paths = [*folder.glob("roast_*.cc"), *folder.glob("ort_*.cc"), *map(folder.joinpath, platform.sources)]
+    left_out = {TRAINING.name, "ort_abi_check.cc", *([SPARE.name] if _is_arm64(platform) else [])}
     sorted_out: dict[str, list[Path]] = {SMALL: [], FAST: [], FASTEST: []}
-    for path in sorted({*paths} - {TRAINING, folder / "ort_abi_check.cc"}):
-        sorted_out[_optimisation(path, platform)].append(path)
+    for path in sorted({*paths}):
+        if path.name not in left_out:
+            sorted_out[_optimisation(path)].append(path)
     return sorted_out
 
 
-def _optimisation(path: Path, platform: Platform) -> str:
+def _is_arm64(platform: Platform) -> bool:
+    return platform.target.startswith("aarch64")
+
+
+def _optimisation(path: Path) -> str:
     if not path.stem.startswith("roast_isa_"):
         return SMALL
-    if path.stem == "roast_isa_avx512":
-        return FASTEST
-    # Where every processor has something better, only tests run the portable code.
-    spare = path.stem == "roast_isa_portable" and platform.target.startswith("aarch64")
-    return SMALL if spare else FAST
+    return FASTEST if path.stem == "roast_isa_avx512" else FAST
 
 
 def build(platform: Platform, folder: Path, cache: Path) -> Path:
     """The finished library. Raises RuntimeError with the compiler's own words."""
     out = folder / platform.name / platform.file
     out.parent.mkdir(parents=True, exist_ok=True)
-    flags = [*FLAGS, *platform.flags]
+    flags = [*FLAGS, *platform.flags, *([WITHOUT_SPARE] if _is_arm64(platform) else [])]
     groups = [
         part
         for option, paths in sources(SOURCES, platform).items()
