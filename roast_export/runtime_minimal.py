@@ -1,4 +1,4 @@
-"""A minimal build of ONNX Runtime, as mobile packages are: it reads .ort files and nothing else.
+"""A minimal build of ONNX Runtime with custom operators: it reads .ort files and nothing else.
 
 `make mobile-minimal` builds it into build/minimal (custom_ops/minimal/build_minimal.py).
 """

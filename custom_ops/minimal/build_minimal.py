@@ -1,8 +1,8 @@
-"""Builds a minimal ONNX Runtime, as mobile packages are, from Debian's source.
+"""Builds a minimal ONNX Runtime with custom operators from Debian's source.
 
     python custom_ops/minimal/build_minimal.py -o build/minimal
 
-A minimal build (MINIMAL_BUILD, with custom operators) reads .ort files and nothing else. Compiler, source
+A minimal build, what mobile apps take for its size, reads .ort files and nothing else. Compiler, source
 and libraries are those of Debian SUITE, in a folder of its own, from the mirror that this machine's apt
 uses. What comes out needs that system's C library, and brings it along. Output:
 
@@ -25,6 +25,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -246,6 +247,8 @@ def main() -> int:
     folder = arguments.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     commands = Commands(folder / "log.txt")
+    # As an exception, it also ends the command that is running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         build_program(commands, folder)
         if not is_built(folder, recipe()):
