@@ -81,7 +81,7 @@ lint: $(PACKAGE_READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/clang-format --dry-run -Werror $(wildcard custom_ops/*.h custom_ops/*.cc custom_ops/cross/*.h custom_ops/cross/*.c custom_ops/cross/*.cc samples/cpp/*.h samples/cpp/*.cc)
+	@$(BIN)/clang-format --dry-run -Werror $(wildcard custom_ops/*.h custom_ops/*.cc custom_ops/cross/*.h custom_ops/cross/*.c custom_ops/cross/*.cc custom_ops/minimal/*.h samples/cpp/*.h samples/cpp/*.cc)
 	@echo "lint: clean"
 
 # A full run takes about 20 minutes and wants the machine for itself; BENCH=quick takes two.
@@ -156,7 +156,7 @@ mobile: setup $(CROSS_READY) $(QEMU_READY) $(WEB_READY) $(EXECUTORCH_READY)
 
 MINIMAL_READY := build/minimal/.ready
 
-$(MINIMAL_READY): $(wildcard custom_ops/minimal/*.py custom_ops/minimal/*.cmake) custom_ops/cross/ort_run.c custom_ops/cross/ort_host_abi.h | $(VENV_READY)
+$(MINIMAL_READY): $(wildcard $(addprefix custom_ops/minimal/*.,py cmake h)) custom_ops/cross/ort_run.c custom_ops/cross/ort_host_abi.h | $(VENV_READY)
 	@$(BIN)/python custom_ops/minimal/build_minimal.py -o $(@D)
 	@touch $@
 

@@ -47,6 +47,7 @@ OPTIONS = (
     # This switch makes it look for every library in the system, and download none.
     *("-Donnxruntime_USE_VCPKG=ON", "-DFETCHCONTENT_FULLY_DISCONNECTED=ON"),
     *("-DCMAKE_PREFIX_PATH=/build/cmake", "-DCMAKE_FIND_PACKAGE_PREFER_CONFIG=ON"),
+    "-DCMAKE_PROJECT_INCLUDE=/build/cmake/settings.cmake",
     *("-Dsafeint_SOURCE_DIR=/usr/include/safeint", "-DFETCHCONTENT_SOURCE_DIR_UTF8_RANGE=/build/none"),
 )
 """Only operators of the standard, as a reader of portable files may have no others."""
@@ -120,10 +121,15 @@ def mirror_of(listing: str) -> str:
     raise BuildError("apt knows no Debian mirror on this machine; add one, and run `apt-get update`")
 
 
+def settings() -> list[Path]:
+    """What ONNX Runtime's build reads beside its own files."""
+    return sorted([*HERE.glob("*.cmake"), *HERE.glob("*.h")])
+
+
 def recipe() -> str:
     """A digest of everything that decides what is built: another recipe, another build."""
     parts = [SUITE.encode(), *(option.encode() for option in OPTIONS)]
-    parts += [path.read_bytes() for path in sorted(HERE.glob("*.cmake"))]
+    parts += [path.read_bytes() for path in settings()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -163,8 +169,8 @@ def source_of(root: Path, name: str) -> Path:
 def compile_library(commands: Commands, root: Path, jobs: int) -> None:
     shutil.rmtree(root / "build" / "cmake", ignore_errors=True)
     (root / "build" / "cmake").mkdir()
-    for path in HERE.glob("*.cmake"):
-        shutil.copy(path, root / "build" / "cmake")
+    for path in settings():
+        shutil.copy2(path, root / "build" / "cmake")  # with its time, or a resumed build begins anew
     source = source_of(root, "onnxruntime") / "cmake"
     onnx = f"-DFETCHCONTENT_SOURCE_DIR_ONNX={source_of(root, 'onnx')}"
     commands.inside(
