@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
 import roast_export
@@ -160,6 +162,32 @@ def test_an_id_outside_the_table_is_an_error(native):
     assert_same_bits(run({"ids": ids})[0], m.weight(memory, 0.5)[ids])
     with pytest.raises(RoastError, match=r"id 700 at place 0 is not in \[0, 700\)"):
         run({"ids": np.array([700], np.int64)})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("shapes", [((5, 7), (5, 7)), ((5, 7), ()), ((), (5, 7)), ((5, 1), (1, 7))], ids=str)
+def test_minimum_and_maximum_are_those_of_the_full_build(runtime, dtype, shapes):
+    """custom_ops/minimal/eigen_array.h is part of them."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    names = ("Min", "Max")
+    graph = helper.make_graph(
+        [helper.make_node(name, ["a", "b"], [name]) for name in names],
+        "g",
+        [helper.make_tensor_value_info(name, kind, shape) for name, shape in zip("ab", shapes, strict=True)],
+        [helper.make_tensor_value_info(name, kind, None) for name in names],
+    )
+    opsets = [helper.make_opsetid("", 13)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    generator = np.random.default_rng(0)
+    a, b = (np.asarray(100 * generator.standard_normal(shape)).astype(dtype) for shape in shapes)
+    if dtype != np.int64 and a.ndim and b.ndim:
+        a[0, 0] = b[-1, -1] = np.nan
+    full = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    for got, want in zip(
+        runtime.open(model)({"a": a, "b": b}), full.run(None, {"a": a, "b": b}), strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
+        assert np.isnan(want).sum() == np.isnan(a + b).sum(), "a NaN is not lost"
 
 
 # ---- What it refuses ----
