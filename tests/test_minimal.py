@@ -13,12 +13,13 @@ from onnx import helper
 from torch import nn
 
 import roast_export
-from roast_export import runtime_minimal
+from roast_export import runtime_minimal, to_ort
 from roast_export.compare import compare_values
 from roast_export.errors import RoastError
 from roast_export.mapping import Mapping
 from roast_export.report import Check, Report
 from roast_export.runtimes import Runtime
+from roast_export.to_onnx import OPSETS
 from tests.mappings import pattern
 from tests.models import MIXED_DYNAMIC, Mixed, mixed_inputs
 from tests.onnx_models import attributes, one_node
@@ -62,7 +63,7 @@ def mixed() -> nn.Module:
 X = (torch.rand(5, 64, generator=torch.Generator().manual_seed(3)),)
 
 
-def exported(model: nn.Module, folder: Path, name: str, inputs=X, dynamic=None) -> Path:
+def exported(model: nn.Module, folder: Path, name: str, inputs=X, dynamic=None, opset=None) -> Path:
     """As .ort, in the form that the runtime `name` takes."""
     path = folder / "model.ort"
     roast_export.export(
@@ -71,6 +72,7 @@ def exported(model: nn.Module, folder: Path, name: str, inputs=X, dynamic=None) 
         example_inputs=inputs,
         dynamic_shapes=dynamic,
         portable=name == PORTABLE,
+        opset=opset,
         verify=False,
     )
     return path
@@ -135,6 +137,14 @@ def test_a_model_with_every_layer_agrees_with_torch(runtime, mixed, tmp_path):
     # The control: the same bound refuses a slightly wrong answer.
     wrong = want + np.float32(1e-3) * np.abs(want).max()
     assert not compare_values(runtime.name, "logits", "random", wrong, got, 1e-5, 1e-5).passed
+
+
+@pytest.mark.parametrize("opset", [OPSETS.start, 21])
+def test_the_opsets_that_it_knows(runtime, digits, tmp_path, opset):
+    path = exported(digits, tmp_path, runtime.name, opset=opset)
+    standard = {number for domain, number, _ in to_ort.read(path).operators if domain == "ai.onnx"}
+    assert max(standard) <= opset
+    assert verdict(digits, path, runtime.name).passed
 
 
 # ---- The operators ----
