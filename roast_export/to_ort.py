@@ -23,6 +23,7 @@ import onnx
 
 from roast_export import onnx_ops
 from roast_export.errors import ExportError, RoastError
+from roast_export.ort_types import with_minimal_names
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -144,6 +145,7 @@ def _save(source: Path, target: Path, portable: bool) -> None:
         from roast_export.runtimes import create_session
 
         create_session(source, options)
+        target.write_bytes(with_minimal_names(target.read_bytes()))
 
 
 def _written_out(source: Path, folder: Path) -> Path:

@@ -113,7 +113,9 @@ def test_a_changed_array_is_found(native, digits, tmp_path):
     content[place] ^= 1
     path.write_bytes(content)
     found = failures(verdict(digits, path, NATIVE), NATIVE, "weight")
-    assert found, "one bit of one value"
+    assert [check for check in found if check.elements and check.expected != check.actual], (
+        "one bit of one value"
+    )
 
 
 def test_a_wrong_answer_is_found(runtime, digits, tmp_path):
@@ -123,7 +125,7 @@ def test_a_wrong_answer_is_found(runtime, digits, tmp_path):
         other[4].bias += 1e-3
         found = failures(verdict(other, path, runtime.name), runtime.name, "output")
         other[4].bias -= 1e-3
-    assert found
+    assert [check for check in found if check.difference > check.bound > 0]
 
 
 def test_a_model_with_every_layer_agrees_with_torch(runtime, mixed, tmp_path):
@@ -208,6 +210,14 @@ def test_it_reads_no_onnx_file(runtime, digits, tmp_path):
     roast_export.export(digits, tmp_path / "model.onnx", example_inputs=X, verify=False)
     with pytest.raises(RoastError, match="ONNX format model is not supported in this build"):
         runtime.open(str(tmp_path / "model.onnx"))({"input": X[0].numpy()})
+
+
+def test_a_native_file_as_onnxruntime_writes_it_is_refused(native, digits, tmp_path, monkeypatch):
+    """Without the names of roast_export/ort_types.py."""
+    monkeypatch.setattr(to_ort, "with_minimal_names", lambda content: content)
+    path = exported(digits, tmp_path, NATIVE)
+    with pytest.raises(RoastError, match="Failed to find args for kernel type string 'T0'"):
+        native.open(str(path))({"input": X[0].numpy()})
 
 
 def test_a_native_file_needs_the_library(digits, tmp_path):
