@@ -225,7 +225,7 @@ def build_runtime(commands: Commands, folder: Path, jobs: int) -> None:
         say(f"1/3 a Debian {SUITE} with what the build needs (5 minutes, 2 GB)")
         make_system(commands, root)
     ready = time.monotonic()
-    say(f"2/3 compiling ONNX Runtime on {jobs} cores (12 minutes on 2)")
+    say(f"2/3 compiling ONNX Runtime on {jobs} cores (some 15 minutes on 2 idle ones)")
     compile_library(commands, root, jobs)
     compiled = time.monotonic()
     say("3/3 what it takes to run it")
