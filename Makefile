@@ -6,6 +6,7 @@
 #   make native    build the operator libraries into roast_export/lib/
 #   make cross     build the ONNX Runtime library for phones and other systems into build/cross/
 #   make mobile    run what is exported on what it is for: ARM under qemu, browsers, ExecuTorch
+#   make mobile-minimal  build a minimal ONNX Runtime (root; 20 minutes, once) and run .ort files in it
 #   make vectors   write tests/vectors/mapping.json anew from the reference
 #   make clean     remove what was built, keep .venv/
 
@@ -23,10 +24,10 @@ NATIVE_READY := roast_export/lib/.ready
 COMPAT_READY := $(patsubst %,$(VENV)/compat/%/.ready,1.20.1 1.23.2)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup native demo test bench lint vectors clean cross mobile
+.PHONY: help setup native demo test bench lint vectors clean cross mobile mobile-minimal
 
 help:
-	@sed -n '2,11s/^# \{0,1\}//p' Makefile
+	@sed -n '2,12s/^# \{0,1\}//p' Makefile
 
 # Debian splits ensurepip off into python3-venv; where it is missing, the system's pip fills the gap.
 $(VENV_READY):
@@ -80,7 +81,7 @@ lint: $(PACKAGE_READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/clang-format --dry-run -Werror $(wildcard custom_ops/*.h custom_ops/*.cc custom_ops/cross/*.h custom_ops/cross/*.c custom_ops/cross/*.cc samples/cpp/*.h samples/cpp/*.cc)
+	@$(BIN)/clang-format --dry-run -Werror $(wildcard custom_ops/*.h custom_ops/*.cc custom_ops/cross/*.h custom_ops/cross/*.c custom_ops/cross/*.cc custom_ops/minimal/*.h samples/cpp/*.h samples/cpp/*.cc)
 	@echo "lint: clean"
 
 # A full run takes about 20 minutes and wants the machine for itself; BENCH=quick takes two.
@@ -150,3 +151,15 @@ $(EXECUTORCH_READY): $(EXECUTORCH_TOOLS) custom_ops/executorch_op.cc $(KERNEL_SO
 # What a machine lacks is a named skip; a run in which nothing was verified fails.
 mobile: setup $(CROSS_READY) $(QEMU_READY) $(WEB_READY) $(EXECUTORCH_READY)
 	@ROAST_MOBILE=1 $(BIN)/python -m pytest $(MOBILE_TESTS) -rs $(ARGS)
+
+# ---- A minimal build of ONNX Runtime ----
+
+MINIMAL_READY := build/minimal/.ready
+
+$(MINIMAL_READY): $(wildcard $(addprefix custom_ops/minimal/*.,py cmake h)) custom_ops/cross/ort_run.c custom_ops/cross/ort_host_abi.h | $(VENV_READY)
+	@$(BIN)/python custom_ops/minimal/build_minimal.py -o $(@D)
+	@touch $@
+
+# Apart from `mobile`: it compiles for long, and needs root.
+mobile-minimal: setup $(MINIMAL_READY)
+	@ROAST_MINIMAL=1 $(BIN)/python -m pytest tests/test_minimal.py tests/test_minimal_build.py -rs $(ARGS)

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from roast_export import onnx_ops, probe
+from roast_export import onnx_ops, probe, runtime_minimal
 from roast_export.artifact import Artifact, Tell, expected_layer
 from roast_export.compare import failed
 from roast_export.errors import RoastError
@@ -43,7 +43,8 @@ class OrtFile(Artifact):
         return LAYER_CODE_BYTES * len(self.layers) if self.portable else 0
 
     def runtimes(self) -> list[Runtime]:
-        return ort_runtimes(self.portable)
+        minimal = [runtime for runtime in runtime_minimal.runtimes() if runtime.native != self.portable]
+        return [*ort_runtimes(self.portable), *minimal]
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
         yield dense_check(subject.layers, self.parameters(), "file")

@@ -1,23 +1,16 @@
 """ONNX Runtime for 64-bit ARM, the processor of phones, under qemu-user.
 
-`make mobile` fetches what it takes into build/qemu (custom_ops/cross/emulator.py). A run is a process of
-its own: custom_ops/cross/ort_run.c documents the two files that go in and out.
+`make mobile` fetches what it takes into build/qemu (custom_ops/cross/emulator.py).
 """
 
 from __future__ import annotations
 
-import struct
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import onnx
-
 from roast_export.built import build_folder, missing
-from roast_export.errors import RoastError
-from roast_export.runtimes import DISABLE_FOLDING, Array, Run, Runtime
+from roast_export.ort_process import NO_LIBRARY, OrtProcess
+from roast_export.runtimes import DISABLE_FOLDING, Run, Runtime
 
 LIMIT = 1 << 24
 """Virtual elements above which an emulated run takes minutes."""
@@ -36,7 +29,7 @@ def open_native(model: str | bytes) -> Run:
 
 
 def open_portable(model: str | bytes) -> Run:
-    return open_with(model, "-", [f"{DISABLE_FOLDING}=ConstantFolding"])
+    return open_with(model, NO_LIBRARY, [f"{DISABLE_FOLDING}=ConstantFolding"])
 
 
 def unavailable() -> str | None:
@@ -59,52 +52,6 @@ def _onnxruntime() -> Path:
 
 def open_with(model: str | bytes, library: str, entries: Sequence[str] = ()) -> Run:
     """library: an operator library for arm64 Linux, or "-"; entries: session entries, as NAME=VALUE."""
-
-    def run(inputs: dict[str, Array]) -> list[Array]:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            if isinstance(model, bytes):
-                (folder / "model.onnx").write_bytes(model)
-            path = folder / "model.onnx" if isinstance(model, bytes) else model
-            (folder / "in").write_bytes(encode(inputs))
-            qemu = build_folder() / "qemu"
-            command = [
-                *(qemu / "bin" / "qemu-aarch64", "-L", qemu / "aarch64", qemu / "ort_run-aarch64"),
-                *(_onnxruntime(), path, library, folder / "in", folder / "out", *entries),
-            ]
-            done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                reason = done.stderr.strip()[-500:] or f"ended with status {done.returncode}"
-                raise RoastError(f"onnxruntime on arm64 cannot run the model: {reason}")
-            return decode((folder / "out").read_bytes())
-
-    return run
-
-
-def encode(tensors: dict[str, Array]) -> bytes:
-    """Tensors by name, in the words of ort_run.c."""
-    parts = [struct.pack("<q", len(tensors))]
-    for name, tensor in tensors.items():
-        text, values = name.encode(), np.ascontiguousarray(tensor)
-        kind = int(onnx.helper.np_dtype_to_tensor_dtype(values.dtype))
-        parts.append(struct.pack("<4q", len(text), kind, values.ndim, values.nbytes))
-        parts += [struct.pack(f"<{values.ndim}q", *values.shape), _padded(text), _padded(values.tobytes())]
-    return b"".join(parts)
-
-
-def decode(data: bytes) -> list[Array]:
-    """The tensors of a file that ort_run.c wrote."""
-    (count,) = struct.unpack_from("<q", data)
-    place, tensors = 8, []
-    for _ in range(count):
-        name_bytes, kind, rank, size = struct.unpack_from("<4q", data, place)
-        shape = struct.unpack_from(f"<{rank}q", data, place + 32)
-        place += 32 + 8 * rank + len(_padded(bytes(name_bytes)))
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
-        tensors.append(np.frombuffer(data[place : place + size], dtype).reshape(shape))
-        place += size + -size % 8
-    return tensors
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 8)
+    qemu = build_folder() / "qemu"
+    command = (qemu / "bin" / "qemu-aarch64", "-L", qemu / "aarch64", qemu / "ort_run-aarch64")
+    return OrtProcess("onnxruntime on arm64", command, _onnxruntime()).open(model, library, entries)

@@ -1,12 +1,13 @@
 """An exported .onnx in, onnxruntime's own format out, for builds that read nothing else.
 
 Two forms, because a .ort holds no functions:
-1. native: the `ai.roast` nodes as they are. It runs with the operator library only, in any build since 1.16,
-   minimal builds and the old onnxruntime-mobile package included.
+1. native: the `ai.roast` nodes as they are. It runs with the operator library only, in any build since 1.16
+   that takes custom operators: full packages, and minimal builds that were asked for them.
 2. portable: every layer written out in standard operators. It needs no library, but a build that has int64
-   arithmetic and Mod (today's full packages do, onnxruntime-mobile 1.18 does not), and it is slow.
+   arithmetic and Mod, and it is slow.
 
-Neither is optimised again when it is loaded, so weights stay virtual in every session.
+onnxruntime-mobile, last published as 1.18, has neither custom operators nor Mod, and runs neither form.
+A .ort is not optimised again when it is loaded, so weights stay virtual in every session.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import onnx
 
 from roast_export import onnx_ops
 from roast_export.errors import ExportError, RoastError
+from roast_export.ort_types import with_minimal_names
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -143,6 +145,7 @@ def _save(source: Path, target: Path, portable: bool) -> None:
         from roast_export.runtimes import create_session
 
         create_session(source, options)
+        target.write_bytes(with_minimal_names(target.read_bytes()))
 
 
 def _written_out(source: Path, folder: Path) -> Path:

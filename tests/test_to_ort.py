@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from onnx import helper, numpy_helper
 
 import roast_export
-from roast_export import to_ort
+from roast_export import ort_types, to_ort
 from roast_export.compare import compare_values
 from roast_export.errors import ExportError, RoastError
 from roast_export.runtimes import native_unavailable
@@ -95,6 +96,36 @@ def test_a_native_file_without_the_library_is_refused_by_onnxruntime(source, tmp
     to_ort.write(path, tmp_path / "model.ort")
     with pytest.raises(Exception, match=r"ai\.roast"):
         outputs_of(tmp_path / "model.ort", "portable", inputs)
+
+
+def names_of(content: bytes) -> dict[str, dict[str, list[tuple[int, int]]]]:
+    """What a .ort says of kernels' types: operator, name, inputs (0) and outputs (1)."""
+    reader = importlib.import_module("ort_flatbuffers_py.fbs.InferenceSession").InferenceSession
+    resolver = reader.GetRootAs(content, 0).KernelTypeStrResolver()
+    entries = [resolver.OpKernelTypeStrArgs(k) for k in range(resolver.OpKernelTypeStrArgsLength())]
+    return {entry.OpId().decode(): ort_types._names(entry) for entry in entries}
+
+
+def test_minimal_builds_find_the_array_of_every_operator(source, tmp_path, monkeypatch):
+    if native_unavailable():
+        pytest.skip(str(native_unavailable()))
+    path, inputs = source
+    to_ort.write(path, tmp_path / "model.ort")
+    monkeypatch.setattr(to_ort, "with_minimal_names", lambda content: content)
+    to_ort.write(path, tmp_path / "plain.ort")
+    plain, content = (tmp_path / "plain.ort").read_bytes(), (tmp_path / "model.ort").read_bytes()
+    before, after = names_of(plain), names_of(content)
+    ours = [name for name in before if name.startswith("ai.roast:")]
+    assert len(ours) >= 2
+    for name in before:
+        array = 1 if "Linear" in name else 0
+        added = {"T0": [(0, array)]} if name in ours else {}
+        assert after[name] == {**before[name], **added}
+    assert all("T0" not in before[name] for name in ours), "control"
+    assert ort_types.with_minimal_names(content) == content, "once is enough"
+    want, got = (outputs_of(tmp_path / file, "native", inputs) for file in ("plain.ort", "model.ort"))
+    for one, other in zip(want, got, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_no_stored_tensor_is_a_weight(source, form, tmp_path):
