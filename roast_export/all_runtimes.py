@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from roast_export import runtime_executorch, runtime_qemu, runtime_web
+from roast_export import runtime_executorch, runtime_executorch_arm64, runtime_qemu, runtime_web
 from roast_export.runtimes import Runtime, onnx_runtimes, ort_runtimes
 from roast_export.torch_runtimes import torch_runtimes
 
@@ -19,5 +19,10 @@ def all_runtimes() -> list[Runtime]:
 
 
 def optional_runtimes() -> list[Runtime]:
-    """Runtimes of ONNX files on phones and in browsers; used where they are asked for."""
+    """Runtimes of phones and browsers; used where they are asked for."""
+    return [*optional_onnx_runtimes(), *runtime_executorch_arm64.runtimes()]
+
+
+def optional_onnx_runtimes() -> list[Runtime]:
+    """Those that take ONNX files."""
     return [*runtime_qemu.runtimes(), *runtime_web.runtimes()]

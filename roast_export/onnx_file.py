@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from roast_export import localise, onnx_ops, probe
-from roast_export.all_runtimes import optional_runtimes
+from roast_export.all_runtimes import optional_onnx_runtimes
 from roast_export.artifact import Artifact, Tell, expected_layer
 from roast_export.cases import Case
 from roast_export.compare import failed
@@ -43,7 +43,7 @@ class OnnxFile(Artifact):
     def runtimes(self) -> list[Runtime]:
         drawn = any(onnx_ops.is_drawn(node.op_type) for node in self.nodes)
         reason = "this file needs the library (weights drawn from MT19937)" if drawn else None
-        found = [*onnx_runtimes(), *optional_runtimes()]
+        found = [*onnx_runtimes(), *optional_onnx_runtimes()]
         return [runtime if runtime.native else runtime.refusing(reason) for runtime in found]
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:

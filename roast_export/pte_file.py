@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from roast_export import runtime_executorch
+from roast_export import runtime_executorch, runtime_executorch_arm64
 from roast_export.artifact import Artifact, Tell
 from roast_export.report import Check
 from roast_export.runtimes import Runtime
@@ -33,7 +33,8 @@ class PteFile(Artifact):
         return (LAYER_BYTES[self.portable] - LAYER_BYTES[False]) * len(self.layers)
 
     def runtimes(self) -> list[Runtime]:
-        return [runtime for runtime in runtime_executorch.runtimes() if runtime.native != self.portable]
+        known = [*runtime_executorch.runtimes(), *runtime_executorch_arm64.runtimes()]
+        return [runtime for runtime in known if runtime.native != self.portable]
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
         # to_executorch.py has looked for expanded weights; the size gate does too.

@@ -1,7 +1,7 @@
 """ONNX Runtime for 64-bit ARM, the processor of phones, under qemu-user.
 
 `make mobile` fetches what it takes into build/qemu (custom_ops/cross/emulator.py). A run is a process of
-its own: custom_ops/cross/ort_run.c documents the two files that go in and out.
+its own: custom_ops/cross/tensor_file.h documents the two files that go in and out.
 """
 
 from __future__ import annotations
@@ -67,22 +67,27 @@ def open_with(model: str | bytes, library: str, entries: Sequence[str] = ()) -> 
                 (folder / "model.onnx").write_bytes(model)
             path = folder / "model.onnx" if isinstance(model, bytes) else model
             (folder / "in").write_bytes(encode(inputs))
-            qemu = build_folder() / "qemu"
-            command = [
-                *(qemu / "bin" / "qemu-aarch64", "-L", qemu / "aarch64", qemu / "ort_run-aarch64"),
-                *(_onnxruntime(), path, library, folder / "in", folder / "out", *entries),
-            ]
-            done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                reason = done.stderr.strip()[-500:] or f"ended with status {done.returncode}"
-                raise RoastError(f"onnxruntime on arm64 cannot run the model: {reason}")
+            files = (path, library, folder / "in", folder / "out")
+            run_arm64(
+                "onnxruntime", build_folder() / "qemu" / "ort_run-aarch64", _onnxruntime(), *files, *entries
+            )
             return decode((folder / "out").read_bytes())
 
     return run
 
 
+def run_arm64(name: str, program: Path, *arguments: object) -> None:
+    """Run a program for arm64 Linux. Raises RoastError, about the runtime `name`, with what it said."""
+    qemu = build_folder() / "qemu"
+    command = [qemu / "bin" / "qemu-aarch64", "-L", qemu / "aarch64", program, *arguments]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = done.stderr.strip()[-500:] or f"ended with status {done.returncode}"
+        raise RoastError(f"{name} on arm64 cannot run the model: {reason}")
+
+
 def encode(tensors: dict[str, Array]) -> bytes:
-    """Tensors by name, in the words of ort_run.c."""
+    """Tensors by name, in the words of custom_ops/cross/tensor_file.h."""
     parts = [struct.pack("<q", len(tensors))]
     for name, tensor in tensors.items():
         text, values = name.encode(), np.ascontiguousarray(tensor)
@@ -93,7 +98,7 @@ def encode(tensors: dict[str, Array]) -> bytes:
 
 
 def decode(data: bytes) -> list[Array]:
-    """The tensors of a file that ort_run.c wrote."""
+    """The tensors of a file that such a program wrote."""
     (count,) = struct.unpack_from("<q", data)
     place, tensors = 8, []
     for _ in range(count):

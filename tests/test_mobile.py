@@ -6,12 +6,11 @@ import os
 
 import pytest
 
-from roast_export import runtime_executorch, runtime_qemu, runtime_web
+from roast_export import runtime_executorch
+from roast_export.all_runtimes import optional_runtimes
 
 REASONS = {
-    **{runtime.name: runtime.unavailable for runtime in [*runtime_qemu.runtimes(), *runtime_web.runtimes()]},
-    "executorch portable": runtime_executorch.unavailable,
-    "executorch native": runtime_executorch.native_unavailable,
+    runtime.name: runtime.unavailable for runtime in [*optional_runtimes(), *runtime_executorch.runtimes()]
 }
 
 
