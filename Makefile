@@ -124,7 +124,7 @@ EXECUTORCH_READY := build/executorch/.ready
 EXECUTORCH_ARM64_READY := build/executorch-arm64/.ready
 EXECUTORCH_TOOLS := $(VENV)/.ready-executorch
 KERNEL_SOURCES := $(filter-out custom_ops/roast_scatter.cc,$(wildcard custom_ops/roast_*.cc))
-MOBILE_TESTS := $(patsubst %,tests/test_%.py,mobile cross qemu qemu_onnxruntime qemu_executorch to_ort web executorch pte_proof bundle)
+MOBILE_TESTS := $(patsubst %,tests/test_%.py,mobile cross qemu qemu_onnxruntime qemu_executorch to_ort web executorch executorch_xnnpack pte_proof bundle)
 
 $(WEB_READY):
 	@echo "fetching onnxruntime-web"

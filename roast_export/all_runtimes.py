@@ -14,13 +14,15 @@ def all_runtimes() -> list[Runtime]:
         *(runtime for portable in (False, True) for runtime in ort_runtimes(portable)),
         *torch_runtimes(),
         *runtime_executorch.runtimes(),
+        *runtime_executorch.xnnpack_runtimes(native=False),
         *optional_runtimes(),
     ]
 
 
 def optional_runtimes() -> list[Runtime]:
     """Runtimes of phones and browsers; used where they are asked for."""
-    return [*optional_onnx_runtimes(), *runtime_executorch_arm64.runtimes()]
+    arm64 = runtime_executorch_arm64
+    return [*optional_onnx_runtimes(), *arm64.runtimes(), *arm64.xnnpack_runtimes(native=False)]
 
 
 def optional_onnx_runtimes() -> list[Runtime]:

@@ -25,7 +25,7 @@ from roast_export.pte_program import PteProgram, read_program
 from roast_export.report import Check
 from roast_export.runtimes import Runtime
 from roast_export.subject import Subject
-from roast_export.to_executorch import LAYER_BYTES
+from roast_export.to_executorch import LAYER_BYTES, XNNPACK
 
 MAGIC = b"ET12"
 
@@ -44,7 +44,11 @@ class PteFile(Artifact):
         return (LAYER_BYTES[self.portable] - LAYER_BYTES[False]) * len(self.layers)
 
     def runtimes(self) -> list[Runtime]:
-        known = [*runtime_executorch.runtimes(), *runtime_executorch_arm64.runtimes()]
+        assert self.program is not None
+        here, arm64 = runtime_executorch, runtime_executorch_arm64
+        if self.program.plan.delegates:
+            return [*here.xnnpack_runtimes(not self.portable), *arm64.xnnpack_runtimes(not self.portable)]
+        known = [*here.runtimes(), *arm64.runtimes()]
         return [runtime for runtime in known if runtime.native != self.portable]
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
@@ -115,6 +119,11 @@ def open_pte(path: Path) -> PteFile:
     if text is None:
         raise RoastError(f"{path} was not written by this roast-export: it has no note; export it again")
     note = parse_note(text, path)
+    others = {delegate.id for delegate in program.plan.delegates} - {XNNPACK}
+    if others:
+        raise RoastError(
+            f"{path} needs {', '.join(sorted(others))}, which no file of ours does; export it again"
+        )
     native = any(operator.name.startswith("roast::") for operator in program.plan.operators)
     try:
         places = [[int(value) for value in weight.place.split()] for weight in note.weights]

@@ -121,11 +121,13 @@ class PteProgram:
         """A .pte with the instructions behind one value: from the values `given` to it, from nothing else.
 
         Raises:
-            RoastError: the value depends on other inputs.
+            RoastError: the value depends on other inputs, or a delegate computes it.
         """
         kept, sources = self._slice([target], frozenset(given))
         foreign = [v for v in sources if not self.is_stored(v) and v not in given]
-        if foreign or any(self.calls[k].operator == DELEGATE for k in kept):
+        if any(self.calls[k].operator == DELEGATE for k in kept):
+            raise RoastError("the weight is made in a delegate")
+        if foreign:
             raise RoastError("the weight depends on an input of the model")
         plan = self.plan
         chain = replace(

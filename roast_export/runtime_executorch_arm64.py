@@ -23,6 +23,13 @@ def runtimes() -> list[Runtime]:
     ]
 
 
+def xnnpack_runtimes(native: bool) -> list[Runtime]:
+    """The same for files that leave to XNNPACK what is not virtual. native: they hold our operators."""
+    found = native_unavailable if native else unavailable
+    run = open_native if native else open_portable
+    return [Runtime("executorch arm64 xnnpack", run, found, native=native, limit=LIMIT)]
+
+
 def unavailable() -> str | None:
     """Why portable files cannot be run here, or None."""
     return missing([build_folder() / "qemu" / "bin" / "qemu-aarch64", _program()], "make mobile")

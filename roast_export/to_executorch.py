@@ -20,7 +20,7 @@ import torch
 from torch import library
 from torch.export import ExportedProgram
 
-from roast_export.errors import ExportError
+from roast_export.errors import ExportError, InputError
 from roast_export.note import note_of
 from roast_export.program import DimNames, kept_bytes, layers_of, quiet
 from roast_export.pte_program import DELEGATE, Call, PteProgram, with_note, written
@@ -39,32 +39,43 @@ _OUT = {
 }
 """ExecuTorch runs the forms that write into an output that it planned."""
 
+XNNPACK = "XnnpackBackend"
+"""What a program calls the one delegate of files of ours."""
+
 _REGISTERED: list[library.Library] = []
 
 
 def write(
-    program: ExportedProgram, path: Path, *, portable: bool = False, dim_names: DimNames | None = None
+    program: ExportedProgram,
+    path: Path,
+    *,
+    portable: bool = False,
+    delegate: str | None = None,
+    dim_names: DimNames | None = None,
 ) -> int:
     """Write `program` to `path`; the bytes written. dim_names: see signature.
 
+    delegate: "xnnpack" hands over to XNNPACK what it knows: layers that were never compressed, and what
+        lies between layers. Virtual weights stay virtual.
+
     Raises:
+        InputError: the delegate is not known.
         ExportError: executorch is not installed, cannot express the model, or the file would not stay small.
     """
     try:
-        from executorch.exir import EdgeCompileConfig, to_edge
         from executorch.exir._serialize._program import deserialize_pte_binary
     except ImportError as error:
         raise ExportError(
             f"target executorch needs the package executorch ({error}); run `pip install executorch==1.5.1`"
         ) from error
+    if delegate not in (None, "xnnpack"):
+        raise InputError(f"delegate {delegate!r} is not known; leave it out or use 'xnnpack'")
     _register_out_forms()
     layers = layers_of(program)
     lowered = _floored(decomposed(program)) if portable else program
-    # Its own check knows aten operators only.
-    config = EdgeCompileConfig(_check_ir_validity=False)
     try:
         with quiet(), torch.no_grad():
-            manager = to_edge(lowered, compile_config=config).to_executorch()
+            manager = _lowered(lowered, delegate)
             file = deserialize_pte_binary(manager.buffer)
     except Exception as error:
         reason = str(error).strip().splitlines()
@@ -84,6 +95,53 @@ def write(
     return len(buffer)
 
 
+def _lowered(program: ExportedProgram, delegate: str | None) -> Any:
+    """executorch's own manager of the finished program."""
+    from executorch.exir import (
+        EdgeCompileConfig,
+        ExecutorchBackendConfig,
+        to_edge,
+        to_edge_transform_and_lower,
+    )
+
+    # Its own check knows aten operators only.
+    config = EdgeCompileConfig(_check_ir_validity=False)
+    if delegate is None:
+        return to_edge(program, compile_config=config).to_executorch()
+    edge = to_edge_transform_and_lower(program, partitioner=[_xnnpack()], compile_config=config)
+    # With every reshaped value a value of its own, it can be told which ones a delegate writes.
+    return edge.to_executorch(ExecutorchBackendConfig(remove_view_copy=False))
+
+
+def _xnnpack() -> Any:
+    """XNNPACK's choice of operators without those of virtual weights, which must stay in the program."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    class Kept(XnnpackPartitioner):  # type: ignore[misc]
+        def get_matched_nodes_from_configs(self, program: Any) -> list[list[torch.fx.Node]]:
+            found = super().get_matched_nodes_from_configs(program)
+            return [match for match in found if not any(map(_is_virtual, match))]
+
+    return Kept()
+
+
+def _is_virtual(node: torch.fx.Node) -> bool:
+    """Whether a node is, or came of, a use of a virtual weight."""
+    return _operator_of(node).startswith("roast::") or _use_of(node) is not None
+
+
+def _operator_of(node: torch.fx.Node) -> str:
+    """Such as "aten::mul.out", in every dialect; empty for what has no schema."""
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else f"{schema.name}.{schema.overload_name or 'default'}"
+
+
+def _use_of(node: torch.fx.Node) -> int | None:
+    """Which use of a virtual weight a node came of, or None."""
+    found: int | None = (node.meta.get("custom") or {}).get(TAG)
+    return found
+
+
 def _called(file: PteProgram) -> list[str]:
     """For each use of a weight, the value that our operator writes."""
     return [str(call.args[-1]) for call in file.calls if call.operator.startswith("roast::")]
@@ -93,7 +151,7 @@ def _traced(program: ExportedProgram, file: PteProgram, uses: int) -> list[str]:
     """For each use "weight", or "rows ids" of a lookup: numbers of values."""
     nodes: list[list[torch.fx.Node]] = [[] for _ in range(uses)]
     for node in program.graph.nodes:
-        use = (node.meta.get("custom") or {}).get(TAG)
+        use = _use_of(node)
         if use is not None and node.op == "call_function" and not _allocates(node):
             nodes[use].append(node)
     numbers = _numbers(program, file)
@@ -102,8 +160,11 @@ def _traced(program: ExportedProgram, file: PteProgram, uses: int) -> list[str]:
     places = []
     for mine in nodes:
         read = [a for n in mine for a in n.all_input_nodes if a not in mine and a.name not in stored]
-        ids = [numbers[node.name] for node in read if not _allocates(node)]
-        places.append(" ".join(map(str, dict.fromkeys([numbers[mine[-1].name], *ids]))))
+        names = [mine[-1].name, *(node.name for node in read if not _allocates(node))] if mine else [""]
+        absent = [name for name in names if name not in numbers]
+        if absent:
+            raise ExportError("executorch took a virtual weight into a delegate; export without one")
+        places.append(" ".join(str(numbers[name]) for name in dict.fromkeys(names)))
     return places
 
 
@@ -128,9 +189,7 @@ def _numbers(program: ExportedProgram, file: PteProgram) -> dict[str, int]:
 
 
 def _is_call_of(call: Call, node: torch.fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    name = "" if schema is None else f"{schema.name}.{schema.overload_name or 'default'}"
-    return call.operator in (name, DELEGATE if "delegate" in str(node.target) else name)
+    return call.operator == (DELEGATE if "delegate" in str(node.target) else _operator_of(node))
 
 
 def _allocates(node: torch.fx.Node) -> bool:

@@ -9,9 +9,12 @@ import pytest
 from roast_export import runtime_executorch
 from roast_export.all_runtimes import optional_runtimes
 
-REASONS = {
-    runtime.name: runtime.unavailable for runtime in [*optional_runtimes(), *runtime_executorch.runtimes()]
-}
+RUNTIMES = [
+    *optional_runtimes(),
+    *runtime_executorch.runtimes(),
+    *runtime_executorch.xnnpack_runtimes(native=False),
+]
+REASONS = {runtime.name: runtime.unavailable for runtime in RUNTIMES}
 
 
 def verdict(reasons: dict[str, str | None]) -> tuple[bool, str]:

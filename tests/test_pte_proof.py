@@ -21,9 +21,11 @@ from roast_export.report import Report
 from roast_export.runtimes import Runtime
 from tests.models import Small, small_inputs
 
+PLAIN = [*runtime_executorch.runtimes(), *runtime_executorch_arm64.runtimes()]
+XNNPACK = [*runtime_executorch.xnnpack_runtimes(False), *runtime_executorch.xnnpack_runtimes(True)]
 RUNTIMES = {
-    runtime.name: runtime
-    for runtime in [*runtime_executorch.runtimes(), *runtime_executorch_arm64.runtimes()]
+    **{runtime.name: runtime for runtime in PLAIN},
+    **{f"{runtime.name} {'native' if runtime.native else 'portable'}": runtime for runtime in XNNPACK},
 }
 ARRAY = "last.virtual.weight.memory"
 LAYERS = ("table.weight", "first.weight", "last.weight")
@@ -55,6 +57,7 @@ def exported(runtime: Runtime, model: nn.Module, tmp_path_factory: pytest.TempPa
         to="executorch",
         example_inputs=small_inputs(),
         portable=not runtime.native,
+        delegate="xnnpack" if "xnnpack" in runtime.name else None,
         verify=False,
     )
     return path
