@@ -80,6 +80,15 @@ class PteFile(Artifact):
 
         yield from each_weight([weight.name for weight in weights], subject, usable, tell, check)
 
+    def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
+        here = [runtime for runtime in self.runtimes() if "arm64" not in runtime.name]
+        names = {runtime.name for runtime in usable}
+        return [
+            (runtime.name, {"kind": "executorch", "native": not self.portable})
+            for runtime in here
+            if runtime.name in names
+        ]
+
     def _stored(self) -> list[int]:
         assert self.program is not None
         return [k for k in range(len(self.program.values)) if self.program.is_stored(k)]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import library
 
 from roast_export.errors import RoastError
 from roast_export.note import LARGEST_NOTE, NOTE
@@ -29,6 +30,17 @@ DELEGATE = "delegate"
 _DTYPES = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32",
            7: "float64", 11: "bool"}  # fmt: skip
 """executorch's numbers of element types, of those that numpy has."""
+
+
+_OUT = {
+    "gather": "(Tensor memory, int[] mapping, float scale, *, Tensor(a!) out) -> Tensor(a!)",
+    "embedding": "(Tensor memory, Tensor ids, int[] mapping, float scale, *, Tensor(a!) out) -> Tensor(a!)",
+    "linear": "(Tensor x, Tensor memory, Tensor? bias, int[] mapping, float scale, *, Tensor(a!) out) "
+    "-> Tensor(a!)",
+}
+"""ExecuTorch runs the forms that write into an output that it planned."""
+
+_REGISTERED: list[library.Library] = []
 
 
 @dataclass(frozen=True)
@@ -211,6 +223,7 @@ def read_program(path: Path) -> PteProgram:
         raise RoastError(
             f"looking into a .pte needs the package executorch ({error}); run `pip install executorch==1.5.1`"
         ) from error
+    register_out_forms()
     try:
         found = PteProgram(deserialize_pte_binary(path.read_bytes()))
         methods = [plan.name for plan in found.file.program.execution_plan]
@@ -237,6 +250,22 @@ def with_note(file: Any, text: str) -> Any:
     buffers = [*named.buffers, zlib.compress(text.encode(), 9)]
     entries = {**named.pte_data, PACKED_NOTE: DataEntry(len(buffers) - 1, 1, None)}
     return replace(file, named_data=NamedDataStoreOutput(buffers, entries, {}))
+
+
+def register_out_forms() -> None:
+    """Make torch know what ExecuTorch calls of our operators; once is enough."""
+    if _REGISTERED:
+        return
+    ours = library.Library("roast", "FRAGMENT")
+    for name, schema in _OUT.items():
+        ours.define(f"{name}.out{schema}")
+        # Only its presence is asked for when a program is lowered.
+        ours.impl(f"{name}.out", _never, "CompositeExplicitAutograd")
+    _REGISTERED.append(ours)
+
+
+def _never(*_: Any, **__: Any) -> Any:
+    raise NotImplementedError("this form runs in ExecuTorch only")
 
 
 @lru_cache(maxsize=1024)

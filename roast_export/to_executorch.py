@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import library
 from torch.export import ExportedProgram
 
 from roast_export.errors import ExportError, InputError
 from roast_export.note import note_of
 from roast_export.program import DimNames, kept_bytes, layers_of, quiet
-from roast_export.pte_program import DELEGATE, Call, PteProgram, with_note, written
+from roast_export.pte_program import DELEGATE, Call, PteProgram, register_out_forms, with_note, written
 from roast_export.to_pt2 import TAG, decomposed
 
 SLACK = 1.02
@@ -31,18 +30,8 @@ GRAPH_BYTES = 64 * 1024
 LAYER_BYTES = {False: 1024, True: 16 * 1024}
 """The size gate, by form (portable or not): SLACK * (arrays + kept) + GRAPH_BYTES + LAYER_BYTES per layer."""
 
-_OUT = {
-    "gather": "(Tensor memory, int[] mapping, float scale, *, Tensor(a!) out) -> Tensor(a!)",
-    "embedding": "(Tensor memory, Tensor ids, int[] mapping, float scale, *, Tensor(a!) out) -> Tensor(a!)",
-    "linear": "(Tensor x, Tensor memory, Tensor? bias, int[] mapping, float scale, *, Tensor(a!) out) "
-    "-> Tensor(a!)",
-}
-"""ExecuTorch runs the forms that write into an output that it planned."""
-
 XNNPACK = "XnnpackBackend"
 """What a program calls the one delegate of files of ours."""
-
-_REGISTERED: list[library.Library] = []
 
 
 def write(
@@ -70,7 +59,7 @@ def write(
         ) from error
     if delegate not in (None, "xnnpack"):
         raise InputError(f"delegate {delegate!r} is not known; leave it out or use 'xnnpack'")
-    _register_out_forms()
+    register_out_forms()
     layers = layers_of(program)
     lowered = _floored(decomposed(program)) if portable else program
     try:
@@ -246,18 +235,3 @@ def _floored(program: ExportedProgram) -> ExportedProgram:
         node.replace_all_uses_with(again, lambda user, keep=raised: user is not keep)
     program.graph_module.recompile()
     return program
-
-
-def _register_out_forms() -> None:
-    if _REGISTERED:
-        return
-    ours = library.Library("roast", "FRAGMENT")
-    for name, schema in _OUT.items():
-        ours.define(f"{name}.out{schema}")
-        # Only its presence is asked for when a program is lowered.
-        ours.impl(f"{name}.out", _never, "CompositeExplicitAutograd")
-    _REGISTERED.append(ours)
-
-
-def _never(*_: Any, **__: Any) -> Any:
-    raise NotImplementedError("this form runs in ExecuTorch only")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +144,18 @@ def test_every_weight_and_parameter_is_compared(exported, runtime, model):
     assert not any("no names" in warning for warning in report.warnings)
 
 
+def test_a_process_that_has_written_nothing_can_verify(exported, runtime, model, tmp_path):
+    archive = tmp_path / "model.pt"
+    roast_export.save(model, archive, small_inputs())
+    command = "from roast_export.cli import verify_command; verify_command()"
+    arguments = [str(archive), str(exported), "--runtime", runtime.name]
+    done = subprocess.run(
+        [sys.executable, "-c", command, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASSED" in done.stdout
+
+
 def test_control_an_unchanged_copy_passes(exported, runtime, model, tmp_path):
     assert verified(model, tampered(exported, tmp_path / "m.pte", lambda program: None), runtime).passed
 
@@ -249,8 +263,6 @@ def test_a_truncated_file_is_refused_or_red(exported, model, keep, tmp_path):
 
 
 def test_missing_executorch_is_named_with_what_installs_it(exported, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "executorch.exir._serialize._program", None)
     with pytest.raises(RoastError, match=r"pip install executorch==1\.5\.1"):
         pte_program.read_program(exported)
