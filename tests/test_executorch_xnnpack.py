@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,18 @@ def test_a_delegate_belongs_to_executorch(model, tmp_path):
 def test_an_unknown_delegate_is_refused(form, model, tmp_path):
     with pytest.raises(InputError, match="delegate 'gpu' is not known"):
         to_executorch.write(torch.export.export(model, INPUTS), tmp_path / "m.pte", delegate="gpu")
+
+
+@pytest.mark.slow
+def test_the_sample_writes_all_four_files(tmp_path):
+    (runtime,) = runtime_executorch.xnnpack_runtimes(native=True)
+    reason = runtime.unavailable()
+    if reason:
+        pytest.skip(reason)
+    sample = Path(__file__).parent.parent / "samples" / "pte.py"
+    command = [sys.executable, str(sample), "-o", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = ["native", "native-xnnpack", "portable", "portable-xnnpack"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == names
+    assert sorted(path.stem for path in tmp_path.glob("*.pte")) == names
