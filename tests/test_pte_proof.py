@@ -49,10 +49,18 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
 
 
 @pytest.fixture(scope="module")
-def exported(runtime: Runtime, model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model in the form that the runtime takes."""
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("exported")
+    return lambda form: folder / f"{form}.pte"
+
+
+@pytest.fixture(scope="module")
+def exported(runtime: Runtime, model: nn.Module, files: Callable[[str], Path]) -> Path:
+    """The model in the form that the runtime takes, written once for all runtimes that take it."""
     pytest.importorskip("executorch", reason="the package executorch, which writes .pte files, is missing")
-    path = tmp_path_factory.mktemp("exported") / "model.pte"
+    path = files(f"{'native' if runtime.native else 'portable'} {'xnnpack' in runtime.name}")
+    if path.is_file():
+        return path
     roast_export.export(
         model,
         path,
