@@ -122,9 +122,10 @@ cross: $(CROSS_READY)
 
 WEB_READY := build/web/.ready
 EXECUTORCH_READY := build/executorch/.ready
+EXECUTORCH_ARM64_READY := build/executorch-arm64/.ready
 EXECUTORCH_TOOLS := $(VENV)/.ready-executorch
 KERNEL_SOURCES := $(filter-out custom_ops/roast_scatter.cc,$(wildcard custom_ops/roast_*.cc))
-MOBILE_TESTS := $(patsubst %,tests/test_%.py,mobile cross qemu qemu_onnxruntime to_ort web executorch bundle)
+MOBILE_TESTS := $(patsubst %,tests/test_%.py,mobile cross qemu qemu_onnxruntime qemu_executorch to_ort web executorch executorch_xnnpack pte_proof bundle)
 
 $(WEB_READY):
 	@echo "fetching onnxruntime-web"
@@ -148,8 +149,13 @@ $(EXECUTORCH_READY): $(EXECUTORCH_TOOLS) custom_ops/executorch_op.cc $(KERNEL_SO
 	  -L$$root/lib -lexecutorch -o $(@D)/libroast_executorch.so
 	@touch $@
 
+$(EXECUTORCH_ARM64_READY): $(QEMU_READY) custom_ops/executorch_op.cc $(KERNEL_SOURCES) $(wildcard custom_ops/roast_*.h)
+	@echo "fetching ExecuTorch for ARM and building the operators for it"
+	@$(BIN)/python custom_ops/cross/executorch_arm.py -o $(@D)
+	@touch $@
+
 # What a machine lacks is a named skip; a run in which nothing was verified fails.
-mobile: setup $(CROSS_READY) $(QEMU_READY) $(WEB_READY) $(EXECUTORCH_READY)
+mobile: setup $(CROSS_READY) $(QEMU_READY) $(WEB_READY) $(EXECUTORCH_READY) $(EXECUTORCH_ARM64_READY)
 	@ROAST_MOBILE=1 $(BIN)/python -m pytest $(MOBILE_TESTS) -rs $(ARGS)
 
 # ---- A minimal build of ONNX Runtime ----

@@ -188,6 +188,7 @@ def _list_runtimes(context: click.Context, parameter: click.Parameter, value: bo
     is_flag=True,
     help="A file that needs no library: aten operators (torchscript, pt2), packed MT19937 signs (onnx).",
 )
+@click.option("--delegate", type=click.Choice(["xnnpack"]), help="Runs what is not virtual (executorch).")
 @click.option("--no-verify", is_flag=True, help="Put the file in place without the proof.")
 @click.option(
     "--bundle",
@@ -219,15 +220,16 @@ def export_command(
     keep_dense: bool,
     weights: Literal["virtual", "materialized"],
     portable: bool,
+    delegate: Literal["xnnpack"] | None,
     no_verify: bool,
     bundle: str | None,
     report_path: Path | None,
 ) -> None:
     """Export MODEL and prove the file equal to PyTorch before it is put in place."""
-    if bundle is not None and (to, weights, portable, no_verify) != ("onnx", "virtual", False, False):
-        raise InputError(
-            "--bundle chooses form and proof itself; leave --to, --weights, --portable, --no-verify out"
-        )
+    own = (to, weights, portable, delegate, no_verify) != ("onnx", "virtual", False, None, False)
+    if bundle is not None and own:
+        rest = "--to, --weights, --portable, --delegate, --no-verify"
+        raise InputError(f"--bundle chooses form and proof itself; leave {rest} out")
     output = output or Path(f"{model.stem}-{bundle}" if bundle else model.stem + TARGETS[to])
     _check_output(output, model, folder=bundle is not None)
     _check_report(report_path, model, output)
@@ -240,11 +242,9 @@ def export_command(
         if bundle is not None:
             _reported(lambda: export_bundle(loaded, output, bundle, **common), model, report_path)
             return
-        verify = not no_verify
+        common |= {"portable": portable, "delegate": delegate, "verify": not no_verify}
         _reported(
-            lambda: export(
-                loaded, output, to=to, weights=weights, portable=portable, verify=verify, **common
-            ),
+            lambda: export(loaded, output, to=to, weights=weights, **common),
             model,
             report_path,
         )

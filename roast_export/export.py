@@ -49,6 +49,7 @@ def export(
     weights: Literal["virtual", "materialized"] = "virtual",
     verify: bool = True,
     portable: bool = False,
+    delegate: Literal["xnnpack"] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Write `model` to `path` and prove the file equal to PyTorch before it is put in place.
@@ -60,6 +61,7 @@ def export(
         weights once, at load: the same file size, dense memory and dense speed.
     portable: a file that needs no library. torchscript, pt2: aten operators instead of ours (lite is
         always so). onnx: is so by itself; signs from MT19937 are stored packed.
+    delegate: executorch only: "xnnpack" leaves to XNNPACK what is not virtual.
     progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
@@ -73,6 +75,8 @@ def export(
         raise InputError(f"weights {weights!r} must be 'virtual' or 'materialized'")
     if to not in ("onnx", "ort", "web") and (opset is not None or weights != "virtual"):
         raise InputError(f"opset and weights='materialized' belong to ONNX; leave them out for {to}")
+    if to != "executorch" and delegate is not None:
+        raise InputError(f"a delegate belongs to executorch; leave it out for {to}")
     names = _names(dynamic_shapes)
     if to == "ort" and not os.fspath(path).endswith(".ort"):
         raise InputError(f"{path}: onnxruntime knows the format by the suffix .ort; name the file so")
@@ -99,7 +103,7 @@ def export(
             if to in ("onnx", "ort", "web"):
                 _write_onnx(program, options, target, to)
             elif to == "executorch":
-                to_executorch.write(program, target, portable=portable)
+                to_executorch.write(program, target, portable=portable, delegate=delegate, dim_names=names)
             elif to == "aoti":
                 write_aoti(program, target, dim_names=names)
             else:

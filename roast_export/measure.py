@@ -40,7 +40,7 @@ def measure(
 ) -> Measurement:
     """Memory, load time and latency of `path` in its runtime, in a process of its own.
 
-    kind: "onnx", "torchscript", "lite" or "pt2".
+    kind: "onnx", "torchscript", "lite", "pt2" or "executorch".
     native: register the operator library. Otherwise the portable functions run, and unless `fold`
         ONNX Runtime is kept from expanding them to dense weights at load.
     runs: timed runs, after one that is not timed; the median counts.
@@ -57,13 +57,18 @@ def measure(
     from roast_export.errors import RoastError
     from roast_export.libraries import ort_library_path, torch_library_path
     from roast_export.report import Measurement
+    from roast_export.runtime_executorch import library_path as executorch_library_path
 
+    paths: dict[str, Callable[[], str | Path]] = {
+        "onnx": ort_library_path,
+        "executorch": executorch_library_path,
+    }
     if runs < 1 or threads < 1:
         raise RoastError(f"runs {runs} and threads {threads} must be at least 1")
     request: dict[str, Any] = {
         "path": str(Path(path).resolve()),
         "kind": kind,
-        "library": (ort_library_path() if kind == "onnx" else torch_library_path()) if native else None,
+        "library": str(paths.get(kind, torch_library_path)()) if native else None,
         "fold": fold or native,
         "threads": threads,
         "runs": runs,
@@ -164,13 +169,30 @@ def _open_pt2(path: str) -> Run:
     return run
 
 
+def _open_executorch(request: dict[str, Any]) -> Run:
+    import ctypes
+
+    import torch
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+    from executorch.runtime import Runtime
+
+    _unsafe_reset_threadpool(request["threads"])
+    if request["library"]:
+        ctypes.CDLL(request["library"])
+    method = Runtime.get().load_program(request["path"]).load_method("forward")
+    return lambda feeds: method.execute([torch.from_numpy(value) for value in feeds.values()])
+
+
+_OPENERS = {"onnx": ("onnxruntime", _open_onnx), "executorch": ("executorch.runtime", _open_executorch)}
+"""What is imported before the first look at memory, and what opens a file; others are torch's."""
+
+
 def _child(request: dict[str, Any]) -> dict[str, float]:
     import numpy as np
 
-    # The import belongs before the first look at memory.
-    opener = _open_onnx if request["kind"] == "onnx" else _open_torch
-    __import__("onnxruntime" if request["kind"] == "onnx" else "torch.jit.mobile")
     warnings.simplefilter("ignore")
+    runtime, opener = _OPENERS.get(request["kind"], ("torch.jit.mobile", _open_torch))
+    __import__(runtime)
 
     with np.load(request["inputs"], allow_pickle=False) as archive:
         feeds = {name[1:]: archive[name] for name in archive.files}

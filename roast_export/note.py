@@ -1,4 +1,4 @@
-"""The note in torch's archives that says what a file of ours holds: member `extra/roast.json`."""
+"""The note that says what a file of ours holds: in torch's archives the member `extra/roast.json`."""
 
 from __future__ import annotations
 
@@ -90,6 +90,14 @@ def read_note(path: Path) -> Note:
         raise RoastError(f"{path} does not exist") from None
     except StopIteration:
         raise RoastError(f"{path} was not written by roast-export: it has no {NOTE}") from None
+    except _DAMAGE as error:
+        raise RoastError(f"{path} is damaged or of another version ({error}); export it again") from error
+
+
+def parse_note(text: bytes, path: Path) -> Note:
+    """The note that a file holds. Raises RoastError if it is none, or one of another version."""
+    try:
+        return _note(json.loads(text))
     except _DAMAGE as error:
         raise RoastError(f"{path} is damaged or of another version ({error}); export it again") from error
 

@@ -94,3 +94,20 @@ def runtimes() -> list[Runtime]:
         Runtime("executorch portable", open_portable, unavailable),
         Runtime("executorch native", open_native, native_unavailable, native=True),
     ]
+
+
+def xnnpack_runtimes(native: bool) -> list[Runtime]:
+    """ExecuTorch for files that leave to XNNPACK what is not virtual. native: they hold our operators."""
+    found = native_unavailable if native else unavailable
+    run = open_native if native else open_portable
+    return [Runtime("executorch xnnpack", run, lambda: found() or _xnnpack_missing(), native=native)]
+
+
+def _xnnpack_missing() -> str | None:
+    from executorch.runtime import Runtime
+
+    with _silence():
+        present = Runtime.get().backend_registry.is_available("XnnpackBackend")
+    return (
+        None if present else "this executorch was built without XNNPACK; run `pip install executorch==1.5.1`"
+    )

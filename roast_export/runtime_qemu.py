@@ -52,6 +52,12 @@ def _onnxruntime() -> Path:
 
 def open_with(model: str | bytes, library: str, entries: Sequence[str] = ()) -> Run:
     """library: an operator library for arm64 Linux, or "-"; entries: session entries, as NAME=VALUE."""
+    return OrtProcess("onnxruntime on arm64", command_of("ort_run-aarch64"), _onnxruntime()).open(
+        model, library, entries
+    )
+
+
+def command_of(program: Path | str) -> tuple[Path | str, ...]:
+    """What runs a program for arm64 Linux; a name is that of one in build/qemu."""
     qemu = build_folder() / "qemu"
-    command = (qemu / "bin" / "qemu-aarch64", "-L", qemu / "aarch64", qemu / "ort_run-aarch64")
-    return OrtProcess("onnxruntime on arm64", command, _onnxruntime()).open(model, library, entries)
+    return (qemu / "bin" / "qemu-aarch64", "-L", qemu / "aarch64", qemu / program)

@@ -15,8 +15,8 @@ from pathlib import Path
 from roast_export import chromium
 from roast_export.built import build_folder, missing
 from roast_export.errors import RoastError
-from roast_export.ort_process import decode, encode
 from roast_export.runtimes import Array, Run, Runtime
+from roast_export.tensor_file import decode, encode
 from roast_export.to_web import session_options
 
 LIMIT = 1 << 24

@@ -6,13 +6,15 @@ import os
 
 import pytest
 
-from roast_export import runtime_executorch, runtime_qemu, runtime_web
+from roast_export import runtime_executorch
+from roast_export.all_runtimes import optional_runtimes
 
-REASONS = {
-    **{runtime.name: runtime.unavailable for runtime in [*runtime_qemu.runtimes(), *runtime_web.runtimes()]},
-    "executorch portable": runtime_executorch.unavailable,
-    "executorch native": runtime_executorch.native_unavailable,
-}
+RUNTIMES = [
+    *optional_runtimes(),
+    *runtime_executorch.runtimes(),
+    *runtime_executorch.xnnpack_runtimes(native=False),
+]
+REASONS = {runtime.name: runtime.unavailable for runtime in RUNTIMES}
 
 
 def verdict(reasons: dict[str, str | None]) -> tuple[bool, str]:

@@ -16,8 +16,8 @@ from roast_export import runtime_qemu
 from roast_export.compare import compare_values
 from roast_export.errors import RoastError
 from roast_export.mapping import Mapping
-from roast_export.ort_process import decode, encode
 from roast_export.runtimes import Runtime
+from roast_export.tensor_file import decode, encode
 from tests.mappings import pattern
 from tests.models import MIXED_DYNAMIC, Mixed, mixed_inputs
 from tests.onnx_models import attributes, one_node
