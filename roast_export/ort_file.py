@@ -1,7 +1,7 @@
 """An exported .ort file as the proof sees it.
 
 The native form holds the `ai.roast` nodes with names and records, so its weights are read back one by
-one. The portable form is standard operators without names: it is compared through its outputs.
+one. The portable form is standard operators without names: written_out.py finds the weights in it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
-from roast_export import onnx_ops, probe
+from roast_export import onnx_ops, probe, written_out
 from roast_export.artifact import Artifact, Tell, expected_layer
 from roast_export.compare import failed
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
 from roast_export.onnx_file import layer_of
+from roast_export.ort_graph import read_graph
 from roast_export.program import Dims
 from roast_export.report import Check
 from roast_export.runtimes import Runtime, ort_runtimes
@@ -36,7 +35,11 @@ class OrtFile(Artifact):
     """See Artifact."""
 
     proto: onnx.ModelProto = field(default_factory=onnx.ModelProto)
-    """The stored tensors, and the nodes of `ai.roast`."""
+    """The file's graph."""
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        return [node for node in self.proto.graph.node if node.domain == onnx_ops.DOMAIN]
 
     @property
     def code_limit(self) -> int:
@@ -53,8 +56,11 @@ class OrtFile(Artifact):
             yield tensor.name, onnx.numpy_helper.to_array(tensor)
 
     def weight_checks(self, subject: Subject, usable: list[Runtime], tell: Tell) -> Iterator[Check]:
-        for done, node in enumerate(self.proto.graph.node):
-            tell("weights", done, len(self.proto.graph.node))
+        if self.portable:
+            yield from written_out.check(self.proto, subject.layers, usable, tell)
+            return
+        for done, node in enumerate(self.nodes):
+            tell("weights", done, len(self.nodes))
             layer = expected_layer(subject.layers, node.name)
             if layer is None:
                 error = RoastError("the model has no such layer")
@@ -67,7 +73,7 @@ def open_ort(path: Path) -> OrtFile:
     """The file at `path`. Raises RoastError if it is no .ort of ours."""
     try:
         session = _session(path)
-        proto = _as_onnx(path)
+        proto = read_graph(path)
     except RoastError:
         raise
     except Exception as error:
@@ -76,13 +82,13 @@ def open_ort(path: Path) -> OrtFile:
     metadata = session.get_modelmeta().custom_metadata_map
     if "roast.mapping_version" not in metadata:
         raise RoastError(f"{path} was not written by roast-export")
-    portable = not proto.graph.node
-    arrays = {onnx_ops.array_of(node) for node in proto.graph.node}
+    nodes = [node for node in proto.graph.node if node.domain == onnx_ops.DOMAIN]
+    arrays = {onnx_ops.array_of(node) for node in nodes}
     arrays |= {name.removeprefix("roast.sha256.") for name in metadata if name.startswith("roast.sha256.")}
     return OrtFile(
         path=path,
         target="ort",
-        layers=[layer_of(node) for node in proto.graph.node],
+        layers=[layer_of(node) for node in nodes],
         inputs={value.name: _signature(value) for value in session.get_inputs()},
         outputs=[value.name for value in session.get_outputs()],
         array_bytes=sum(
@@ -90,9 +96,7 @@ def open_ort(path: Path) -> OrtFile:
             for tensor in proto.graph.initializer
             if tensor.name in arrays
         ),
-        portable=portable,
-        names_weights=not portable,
-        warnings=["the portable .ort has no names: weights are compared through outputs"] if portable else [],
+        portable=not nodes,
         proto=proto,
     )
 
@@ -107,53 +111,6 @@ def _session(path: Path) -> Any:
     if native_unavailable() is None:
         return create_session(path, options)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def _as_onnx(path: Path) -> onnx.ModelProto:
-    """Stored tensors and our nodes. onnxruntime's own tools read the format; they have no public entry."""
-    from onnxruntime.tools.ort_format_model import OrtFormatModelProcessor
-
-    stored = OrtFormatModelProcessor(str(path), {}, None)._model.Graph()
-    tensors = [stored.Initializers(k) for k in range(stored.InitializersLength())]
-    nodes = [stored.Nodes(k) for k in range(stored.NodesLength())]
-    graph = helper.make_graph(
-        [_node(node) for node in nodes if node.Domain().decode() == onnx_ops.DOMAIN],
-        "ort",
-        [],
-        [],
-        [_tensor(tensor) for tensor in tensors if tensor.StringDataLength() == 0],
-    )
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(onnx_ops.DOMAIN, onnx_ops.DOMAIN_VERSION)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-
-def _tensor(stored: Any) -> onnx.TensorProto:
-    tensor = onnx.TensorProto()
-    tensor.name = stored.Name().decode()
-    tensor.data_type = stored.DataType()
-    tensor.dims.extend(int(stored.Dims(k)) for k in range(stored.DimsLength()))
-    tensor.raw_data = stored.RawDataAsNumpy().tobytes() if stored.RawDataLength() else b""
-    return tensor
-
-
-def _node(stored: Any) -> onnx.NodeProto:
-    inputs = [stored.Inputs(k).decode() for k in range(stored.InputsLength())]
-    outputs = [stored.Outputs(k).decode() for k in range(stored.OutputsLength())]
-    node = helper.make_node(
-        stored.OpType().decode(), inputs, outputs, name=stored.Name().decode(), domain=onnx_ops.DOMAIN
-    )
-    kinds = onnx.AttributeProto
-    for k in range(stored.AttributesLength()):
-        attribute = stored.Attributes(k)
-        value: Any
-        if attribute.Type() == kinds.INT:
-            value = int(attribute.I())
-        elif attribute.Type() == kinds.FLOAT:
-            value = float(attribute.F())
-        else:
-            value = [int(x) for x in np.atleast_1d(attribute.IntsAsNumpy())]
-        node.attribute.append(helper.make_attribute(attribute.Name().decode(), value))
-    return node
 
 
 def _signature(value: Any) -> tuple[str, Dims]:

@@ -53,6 +53,8 @@ class Check:
     expected: float = 0.0
     actual: float = 0.0
     note: str = ""
+    source: str = ""
+    """Of a virtual weight that differs: the array's slot and the seed of its worst element."""
 
     @property
     def difference(self) -> float:

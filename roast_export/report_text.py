@@ -74,7 +74,7 @@ def failure_text(check: Check) -> str:
     return (
         f"{where}{number(check.expected)} in PyTorch, {number(check.actual)} here, "
         f"difference {check.difference:.3g}, allowed {bound_text(check)}"
-        + (f"; {check.note}" if check.note else "")
+        + "".join(f"; {text}" for text in (check.note, check.source) if text)
     )
 
 

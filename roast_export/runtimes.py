@@ -109,7 +109,7 @@ def onnx_runtimes() -> list[Runtime]:
 def ort_runtimes(portable: bool) -> list[Runtime]:
     """The runtimes of a .ort file, which is not optimised again when it is loaded."""
     if portable:
-        return [Runtime("onnxruntime .ort portable", _open_folded, lambda: None)]
+        return [Runtime("onnxruntime .ort portable", open_unoptimised, lambda: None)]
     return [Runtime("onnxruntime .ort native", _open_native, native_unavailable, native=True)]
 
 
@@ -163,6 +163,17 @@ def _open_unfolded(model: str | bytes) -> Run:
 
 def _open_folded(model: str | bytes) -> Run:
     return _session(model)
+
+
+def open_unoptimised(model: str | bytes) -> Run:
+    """onnxruntime without the library and without optimisation: each operator as the file has it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    _quiet(options)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model, options, **_with_provider({}))
+    return lambda inputs: list(session.run(None, inputs))
 
 
 def _open_reference(model: str | bytes) -> Run:

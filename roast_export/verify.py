@@ -10,6 +10,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from torch.export import ExportedProgram
 from roast_export import gate, pte_file
 from roast_export.all_runtimes import all_runtimes, optional_runtimes
 from roast_export.aoti_file import open_aoti_file
-from roast_export.artifact import Artifact
+from roast_export.artifact import Artifact, expected_layer
 from roast_export.cases import Case, cases_for
 from roast_export.compare import compare_values, failed
 from roast_export.errors import ExportError, InputError, RoastError
@@ -45,6 +46,7 @@ from roast_export.pt2_file import open_pt2_file
 from roast_export.report import Check, Report
 from roast_export.runtimes import Run, Runtime
 from roast_export.script_file import open_script_file
+from roast_export.source import source_of
 from roast_export.subject import Subject
 from roast_export.untraced import untraced
 
@@ -117,7 +119,7 @@ def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
 
 def complete(file: Artifact, program: Program, inputs: Inputs) -> None:
     """What a format keeps no record of is as the program has it; its lengths are the example's."""
-    if not file.names_weights and not file.layers:
+    if not file.layers:
         file.layers = [gate.stated(layer) for layer in layers_of(program)]
         arrays = {layer.array: layer.memory for layer in layers_of(program)}.values()
         file.array_bytes = sum(memory.numel() * memory.element_size() for memory in arrays)
@@ -200,7 +202,15 @@ def weight_checks(subject: Subject, usable: list[Runtime], tell: Progress) -> li
         if _weight(layer) not in covered:
             checks.append(failed("file", "weight", layer.name, "", RoastError("the file has no such layer")))
     tell("weights", 1, 1)
-    return checks
+    return [_traced(check, subject.layers) for check in checks]
+
+
+def _traced(check: Check, layers: list[VirtualLayer]) -> Check:
+    """With the slot and the seed of the worst element, where a weight differs."""
+    layer = expected_layer(layers, check.name)
+    if check.passed or layer is None or len(check.index) != len(layer.mapping.shape):
+        return check
+    return replace(check, source=source_of(layer, check.index))
 
 
 def _weight(layer: VirtualLayer) -> tuple[str, Mapping, float]:
