@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,13 @@ class Matrix:
 
     model: str
     reports: list[Report]
+    lacking: list[str] = field(default_factory=list)
+    """Runtimes that were required and that none of the files runs in."""
 
     @property
     def passed(self) -> bool:
-        """Whether every file was proved in at least one runtime and nothing failed."""
-        return bool(self.reports) and all(report.passed for report in self.reports)
+        """Whether every file was proved in at least one runtime, nothing failed and nothing is lacking."""
+        return bool(self.reports) and not self.lacking and all(report.passed for report in self.reports)
 
     @property
     def cells(self) -> list[Cell]:
@@ -74,7 +76,7 @@ class Matrix:
 
     def to_dict(self) -> dict[str, Any]:
         reports = [report.to_dict() for report in self.reports]
-        return {"model": self.model, "passed": self.passed, "reports": reports}
+        return {"model": self.model, "passed": self.passed, "lacking": self.lacking, "reports": reports}
 
     def __str__(self) -> str:
         proof = ["file", "runtime", "weights", ">worst output", ">bound", "result"]
@@ -99,8 +101,12 @@ class Matrix:
     def verdict(self) -> str:
         wrong = [report.path for report in self.reports if not report.passed]
         checks = sum(len(report.checks) for report in self.reports)
+        if self.lacking:
+            wrong.append(f"no file ran in {', '.join(self.lacking)}, which is required")
         if wrong:
             return f"FAILED: {', '.join(wrong)}"
+        if not self.reports:
+            return "NOT VERIFIED: there is no file"
         return f"PASSED: {count(checks, 'check')}, {count(len(self.cells), 'cell')} of file and runtime"
 
     def save(self, path: str | Path) -> None:

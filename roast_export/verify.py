@@ -72,12 +72,14 @@ def verify(
     rtol: float | None = None,
     progress: Progress | None = None,
     trust: bool = False,
+    require: Sequence[str] = (),
 ) -> Report:
     """Compare an exported file with the model it came from. A mismatch is in the report, not raised.
 
     path: .onnx, TorchScript, lite interpreter or .pt2; the content tells which.
     runtimes: names to use ("onnxruntime native", ...); "all"; default: those of
         onnxruntime, onnx and torch that fit the model's size.
+    require: names of runtimes that must take part, beside the others; one that cannot is a failure.
     atol, rtol: the bound on outputs; default ATOL, RTOL.
     trust: the file comes from someone you trust with running code on this machine (aoti only).
 
@@ -89,7 +91,7 @@ def verify(
     with evaluation(model):
         script = file.target in ("torchscript", "lite")
         program = program_of(model, example_inputs, _dynamic_of(file), script=script)
-        return prove(model, program, file, example_inputs, runtimes, atol, rtol, progress)
+        return prove(model, program, file, example_inputs, runtimes, atol, rtol, progress, require)
 
 
 def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
@@ -160,6 +162,7 @@ def prove(
     atol: float | None = None,
     rtol: float | None = None,
     progress: Progress | None = None,
+    require: Sequence[str] = (),
 ) -> Report:
     """`verify` with the traced program at hand."""
     began = time.perf_counter()
@@ -178,7 +181,7 @@ def prove(
     report = gate.describe(subject)
     tell("structure", 0, 1)
     report.checks += [gate.size_check(report), *file.structure_checks(subject)]
-    usable = _usable(subject, runtimes, report)
+    usable = _usable(subject, runtimes, require, report)
     report.checks += gate.parameter_checks(subject)
     report.checks += weight_checks(subject, usable, tell)
     report.checks += output_checks(subject, usable, report, tell)
@@ -296,34 +299,51 @@ def _run_case(subject: Subject, runtime: Runtime, run: Run, case: Case, report: 
         yield compare_values(runtime.name, name, case.name, expected, actual, subject.atol, subject.rtol)
 
 
-def _usable(subject: Subject, wanted: Sequence[str] | None, report: Report) -> list[Runtime]:
+def _usable(
+    subject: Subject, wanted: Sequence[str] | None, require: Sequence[str], report: Report
+) -> list[Runtime]:
+    """The runtimes to use. What is missing is a named skip; what is required or refused, a failure."""
     known = subject.file.runtimes()
-    every = wanted is not None and "all" in wanted
+    _check_names([*(wanted or ()), *require], known)
+    here = {runtime.name for runtime in known}
+    for name in require:
+        if name not in here:
+            report.checks.append(_missing(name, f"it does not take {subject.file.target} files of this form"))
     optional = {runtime.name for runtime in optional_runtimes()}
-    everywhere = {runtime.name for runtime in [*known, *all_runtimes()]}
-    for name in wanted or ():
-        if name not in everywhere | {"all"}:
-            raise InputError(f"no runtime is called {name!r}; known are {', '.join(sorted(everywhere))}")
+    every = wanted is not None and "all" in wanted
     usable = []
     for runtime in known:
-        named = wanted is not None and runtime.name in wanted
+        named = runtime.name in (wanted or ()) or runtime.name in require
         if not named and not every and (wanted is not None or runtime.name in optional):
             continue
         reason = runtime.unavailable()
-        if (
-            reason is None
-            and not named
-            and runtime.limit is not None
-            and subject.virtual_elements > runtime.limit
-        ):
-            reason = (
-                f"{subject.virtual_elements:,} virtual weights; used up to {runtime.limit:,} unless asked for"
-            )
+        if reason is not None and (runtime.name in require or runtime.refused() is not None):
+            report.checks.append(_missing(runtime.name, reason))
+            continue
+        if reason is None and not named and runtime.limit is not None:
+            reason = _too_large(subject.virtual_elements, runtime.limit)
         if reason is None:
             usable.append(runtime)
         else:
             report.skipped[runtime.name] = reason
     return usable
+
+
+def _check_names(names: Sequence[str], known: list[Runtime]) -> None:
+    everywhere = {runtime.name for runtime in [*known, *all_runtimes()]}
+    for name in names:
+        if name not in everywhere | {"all"}:
+            raise InputError(f"no runtime is called {name!r}; known are {', '.join(sorted(everywhere))}")
+
+
+def _missing(runtime: str, reason: str) -> Check:
+    return failed(runtime, "output", "all outputs", "open", RoastError(reason))
+
+
+def _too_large(elements: int, limit: int) -> str | None:
+    if elements <= limit:
+        return None
+    return f"{elements:,} virtual weights; used up to {limit:,} unless asked for"
 
 
 def _dynamic_of(file: Artifact) -> dict[str, dict[int, str]] | None:
