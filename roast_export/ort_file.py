@@ -14,16 +14,16 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from roast_export import onnx_ops, probe, written_out
+from roast_export import localise, onnx_ops, probe, written_out
 from roast_export.artifact import Artifact, Tell, expected_layer
+from roast_export.cases import Case
 from roast_export.compare import failed
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
-from roast_export.onnx_file import layer_of
+from roast_export.onnx_file import layer_of, named_difference, signature
 from roast_export.ort_graph import read_graph
-from roast_export.program import Dims
 from roast_export.report import Check
-from roast_export.runtimes import Runtime, ort_runtimes
+from roast_export.runtimes import Runtime, native_unavailable, open_unoptimised, ort_runtimes
 from roast_export.subject import Subject
 
 LAYER_CODE_BYTES = 11 * 1024
@@ -68,29 +68,47 @@ class OrtFile(Artifact):
                 continue
             yield from probe.check(self.proto, node, layer, usable)
 
+    def first_difference(self, subject: Subject, runtime: Runtime, case: Case) -> list[Check]:
+        if not self.portable:
+            return named_difference(self.proto, subject, runtime, case)
+
+        def compute() -> localise.Values:
+            proto = onnx.ModelProto()
+            proto.CopyFrom(self.proto)
+            names = [name for node in proto.graph.node for name in node.output if name]
+            del proto.graph.output[:]
+            proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+            # The values between the operators: nothing here may be left out by an optimiser.
+            run = open_unoptimised(proto.SerializeToString())
+            return localise.as_arrays(names, run({name: case.feeds[name] for name in self.inputs}))
+
+        return localise.first_absent(subject, runtime.name, case, compute)
+
 
 def open_ort(path: Path) -> OrtFile:
     """The file at `path`. Raises RoastError if it is no .ort of ours."""
     try:
-        session = _session(path)
         proto = read_graph(path)
+        nodes = [node for node in proto.graph.node if node.domain == onnx_ops.DOMAIN]
+        # What nothing here can run is still read: that its runtime is missing or refused is in the report.
+        if not nodes or native_unavailable() is None:
+            (_session if nodes else open_unoptimised)(str(path))
     except RoastError:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RoastError(f"{path} is not an .ort file that runs here: {reason}") from error
-    metadata = session.get_modelmeta().custom_metadata_map
+    metadata = {entry.key for entry in proto.metadata_props}
     if "roast.mapping_version" not in metadata:
         raise RoastError(f"{path} was not written by roast-export")
-    nodes = [node for node in proto.graph.node if node.domain == onnx_ops.DOMAIN]
     arrays = {onnx_ops.array_of(node) for node in nodes}
     arrays |= {name.removeprefix("roast.sha256.") for name in metadata if name.startswith("roast.sha256.")}
     return OrtFile(
         path=path,
         target="ort",
         layers=[layer_of(node) for node in nodes],
-        inputs={value.name: _signature(value) for value in session.get_inputs()},
-        outputs=[value.name for value in session.get_outputs()],
+        inputs={value.name: signature(value) for value in proto.graph.input},
+        outputs=[value.name for value in proto.graph.output],
         array_bytes=sum(
             onnx.numpy_helper.to_array(tensor).nbytes
             for tensor in proto.graph.initializer
@@ -101,19 +119,11 @@ def open_ort(path: Path) -> OrtFile:
     )
 
 
-def _session(path: Path) -> Any:
+def _session(path: str) -> Any:
     import onnxruntime
 
-    from roast_export.runtimes import create_session, native_unavailable
+    from roast_export.runtimes import create_session
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    if native_unavailable() is None:
-        return create_session(path, options)
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def _signature(value: Any) -> tuple[str, Dims]:
-    kind = value.type.removeprefix("tensor(").removesuffix(")")
-    kind = {"float": "float32", "double": "float64"}.get(kind, kind)
-    return kind, [length if isinstance(length, int) else str(length) for length in value.shape]
+    return create_session(path, options)

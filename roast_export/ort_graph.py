@@ -20,21 +20,25 @@ _KINDS = onnx.AttributeProto
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """Nodes, stored tensors (text left out) and opsets of a .ort file; it has no functions."""
+    """Nodes, typed inputs, stored tensors (text left out), opsets and notes of a .ort file."""
     from onnxruntime.tools.ort_format_model import OrtFormatModelProcessor
 
     model = OrtFormatModelProcessor(str(path), {}, None)._model
     imports = _all(model.OpsetImport, model.OpsetImportLength)
     opsets = [helper.make_opsetid(_text(item.Domain()), item.Version()) for item in imports]
-    return helper.make_model(_graph(model.Graph()), opset_imports=opsets, ir_version=IR_VERSION)
+    proto = helper.make_model(_graph(model.Graph()), opset_imports=opsets, ir_version=IR_VERSION)
+    entries = _all(model.MetadataProps, model.MetadataPropsLength)
+    helper.set_model_props(proto, {_text(entry.Key()): _text(entry.Value()) for entry in entries})
+    return proto
 
 
 def _graph(stored: Any) -> onnx.GraphProto:
+    typed = {_text(value.Name()): value for value in _all(stored.NodeArgs, stored.NodeArgsLength)}
     return helper.make_graph(
         [_node(node) for node in _all(stored.Nodes, stored.NodesLength)],
         "ort",
-        [_value(name) for name in _all(stored.Inputs, stored.InputsLength)],
-        [_value(name) for name in _all(stored.Outputs, stored.OutputsLength)],
+        [_value(_text(name), typed) for name in _all(stored.Inputs, stored.InputsLength)],
+        [_value(_text(name), typed) for name in _all(stored.Outputs, stored.OutputsLength)],
         [
             _tensor(tensor)
             for tensor in _all(stored.Initializers, stored.InitializersLength)
@@ -51,8 +55,19 @@ def _text(value: bytes | None) -> str:
     return "" if value is None else value.decode()
 
 
-def _value(name: bytes) -> onnx.ValueInfoProto:
-    return onnx.ValueInfoProto(name=name.decode())
+def _value(name: str, typed: dict[str, Any]) -> onnx.ValueInfoProto:
+    """Name, element type and lengths. Tensors are all that inputs and outputs of ours can be."""
+    from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.TensorTypeAndShape import (
+        TensorTypeAndShape,
+    )
+
+    table = typed[name].Type().Value()
+    tensor = TensorTypeAndShape()
+    tensor.Init(table.Bytes, table.Pos)
+    shape = tensor.Shape()
+    dims = [] if shape is None else [item.Value() for item in _all(shape.Dim, shape.DimLength)]
+    lengths = [None if dim is None else _text(dim.DimParam()) or int(dim.DimValue()) or None for dim in dims]
+    return helper.make_tensor_value_info(name, tensor.ElemType(), None if shape is None else lengths)
 
 
 def _tensor(stored: Any) -> onnx.TensorProto:
