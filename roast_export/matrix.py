@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from roast_export.report_text import (
     bytes_text,
     count,
     failure_text,
+    number,
     ordered_failures,
     seconds_text,
     table,
@@ -34,6 +35,15 @@ class Cell:
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     @property
+    def path(self) -> str:
+        """What computes the weights: the library, the file's functions or operators, or folding at load."""
+        if self.report.materialized or self.runtime.endswith("folded"):
+            return "folded"
+        if self.runtime.endswith("native"):
+            return "native"
+        return "function" if self.report.target == "onnx" else "operators"
+
+    @property
     def weights(self) -> str:
         """How many elements of virtual weights were read back with equal bits."""
         found = [check for check in self.checks if check.kind == "weight"]
@@ -47,6 +57,18 @@ class Cell:
         """The output that is nearest to its bound, or furthest beyond it."""
         outputs = [check for check in self.checks if check.kind == "output"]
         return max(outputs, key=lambda c: (not c.passed, c.difference / (c.bound or 1.0)), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "file": self.report.path,
+            "runtime": self.runtime,
+            "path": self.path,
+            "passed": self.passed,
+            "weights": self.weights,
+            "worst": asdict(self.worst) if self.worst else None,
+            "file_bytes": self.report.file_bytes,
+            "measured": asdict(self.measurement) if self.measurement else None,
+        }
 
 
 @dataclass
@@ -76,13 +98,21 @@ class Matrix:
 
     def to_dict(self) -> dict[str, Any]:
         reports = [report.to_dict() for report in self.reports]
-        return {"model": self.model, "passed": self.passed, "lacking": self.lacking, "reports": reports}
+        return {
+            "model": self.model,
+            "passed": self.passed,
+            "lacking": self.lacking,
+            "cells": [cell.to_dict() for cell in self.cells],
+            "reports": reports,
+        }
 
     def __str__(self) -> str:
-        proof = ["file", "runtime", "weights", ">worst output", ">bound", "result"]
-        costs = ["file", "runtime", ">bytes", ">load", ">one run", ">memory after runs"]
+        proof = ["file", "runtime", "path", "weights", ">worst output", ">bound", "result"]
+        costs = ["file", "runtime", ">bytes", ">load", ">one run", ">peak at load", ">after runs"]
         measured = [_costs(cell, cell.measurement) for cell in self.cells if cell.measurement is not None]
+        places = [f"largest difference: {_place(cell)}" for cell in self.cells if cell.worst is not None]
         parts = [table(f"{self.model}: {count(len(self.reports), 'file')}", proof, map(_row, self.cells))]
+        parts += [*places, ""] if places else []
         if measured:
             parts.append(table("Measured in fresh processes (memory: growth)", costs, measured))
         for report in self.reports:
@@ -135,11 +165,21 @@ def _row(cell: Cell) -> tuple[str, ...]:
     return (
         Path(cell.report.path).name,
         cell.runtime,
+        cell.path,
         cell.weights,
         f"{worst.difference:.2g}" if worst else "",
         f"{worst.bound:.2g}" if worst else "",
         "pass" if cell.passed else "FAIL",
     )
+
+
+def _place(cell: Cell) -> str:
+    """Where the worst output of a cell is, and both values."""
+    worst = cell.worst
+    assert worst is not None
+    where = f"[{','.join(map(str, worst.index))}]" if worst.index else ""
+    name = f"{Path(cell.report.path).name} in {cell.runtime}"
+    return f"{name}, {worst.name}{where}: {number(worst.expected)} in PyTorch, {number(worst.actual)} here"
 
 
 def _costs(cell: Cell, cost: Measurement) -> tuple[str, ...]:
@@ -149,6 +189,7 @@ def _costs(cell: Cell, cost: Measurement) -> tuple[str, ...]:
         bytes_text(cell.report.file_bytes),
         seconds_text(cost.load_seconds),
         seconds_text(cost.run_seconds),
+        bytes_text(cost.load_peak_bytes) if cost.load_peak_bytes else "-",
         bytes_text(cost.run_resident_bytes) if cost.load_peak_bytes else "-",
     )
 
@@ -163,6 +204,9 @@ def _charts(cells: list[Cell]) -> dict[str, Any]:
         "Bytes on disk": {k: (float(v), bytes_text(v)) for k, v in (dense | files).items()},
         "Resident memory after runs": {
             k: (float(m.run_resident_bytes), bytes_text(m.run_resident_bytes)) for k, m in known
+        },
+        "Peak memory at load": {
+            k: (float(m.load_peak_bytes), bytes_text(m.load_peak_bytes)) for k, m in known
         },
         "Latency of one run": {k: (m.run_seconds, seconds_text(m.run_seconds)) for k, m in known},
     }

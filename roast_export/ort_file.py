@@ -25,6 +25,7 @@ from roast_export.ort_graph import read_graph
 from roast_export.report import Check
 from roast_export.runtimes import Runtime, native_unavailable, open_unoptimised, ort_runtimes
 from roast_export.subject import Subject
+from roast_export.to_ort import LOOKUP_BYTES
 
 LAYER_CODE_BYTES = 11 * 1024
 """What one layer's arithmetic takes in the portable form, beside the size gate."""
@@ -43,7 +44,8 @@ class OrtFile(Artifact):
 
     @property
     def code_limit(self) -> int:
-        return LAYER_CODE_BYTES * len(self.layers) if self.portable else 0
+        lookups = sum(layer.operator == "embedding" for layer in self.layers)
+        return LAYER_CODE_BYTES * len(self.layers) + LOOKUP_BYTES * lookups if self.portable else 0
 
     def runtimes(self) -> list[Runtime]:
         return ort_runtimes(self.portable)

@@ -99,6 +99,8 @@ class Report:
     """Signature of each input, "int64[batch, 7]": names are dynamic dimensions."""
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    materialized: bool = False
+    """Whether runtimes are meant to expand the weights when they load the file."""
 
     @property
     def failures(self) -> list[Check]:
