@@ -22,7 +22,7 @@ from torch.fx import Interpreter, Node
 from roast_export import torch_ops
 from roast_export.cases import Case
 from roast_export.compare import compare_values, failed
-from roast_export.report import Check
+from roast_export.report import FIRST_DIFFERENCE, Check
 from roast_export.subject import Subject
 
 Values = dict[str, NDArray[Any]]
@@ -63,7 +63,7 @@ def first_difference(
             if not found.passed:
                 return [_named(found, recorder, name)]
     except Exception as error:
-        return [failed(runtime, "output", "first differing layer", case.name, error)]
+        return [failed(runtime, "output", FIRST_DIFFERENCE, case.name, error)]
     return []
 
 
@@ -94,7 +94,7 @@ def first_absent(subject: Subject, runtime: str, case: Case, compute: Callable[[
             if check is not None and not _later(node) & there:
                 return [_named(check, recorder, node.name)]
     except Exception as error:
-        return [failed(runtime, "output", "first differing layer", case.name, error)]
+        return [failed(runtime, "output", FIRST_DIFFERENCE, case.name, error)]
     return []
 
 
@@ -133,7 +133,7 @@ def _check(subject: Subject, runtime: str, case: Case, expected: NDArray[Any], a
 
 def _named(check: Check, recorder: _Recorder, name: str) -> Check:
     path = recorder.paths[name]
-    note = f"first differing layer: {path or 'top level'} (value {name})"
+    note = f"{FIRST_DIFFERENCE}: {path or 'top level'} (value {name})"
     return replace(check, name=path or name, passed=False, note=note)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roast_export.report import Check, Measurement, Report
+from roast_export.report import FIRST_DIFFERENCE, Check, Measurement, Report
 from roast_export.report_files import Bar, bars, page, to_junit
 from roast_export.report_text import (
     MAX_FAILURES,
@@ -29,6 +29,11 @@ class Cell:
     runtime: str
     checks: list[Check]
     measurement: Measurement | None
+
+    @property
+    def name(self) -> str:
+        """The file without its folder."""
+        return Path(self.report.path).name
 
     @property
     def passed(self) -> bool:
@@ -55,7 +60,7 @@ class Cell:
     @property
     def worst(self) -> Check | None:
         """The output that is nearest to its bound, or furthest beyond it."""
-        outputs = [check for check in self.checks if check.kind == "output"]
+        outputs = [c for c in self.checks if c.kind == "output" and not c.note.startswith(FIRST_DIFFERENCE)]
         return max(outputs, key=lambda c: (not c.passed, c.difference / (c.bound or 1.0)), default=None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,7 +168,7 @@ def _measurement(report: Report, runtime: str) -> Measurement | None:
 def _row(cell: Cell) -> tuple[str, ...]:
     worst = cell.worst
     return (
-        Path(cell.report.path).name,
+        cell.name,
         cell.runtime,
         cell.path,
         cell.weights,
@@ -178,13 +183,13 @@ def _place(cell: Cell) -> str:
     worst = cell.worst
     assert worst is not None
     where = f"[{','.join(map(str, worst.index))}]" if worst.index else ""
-    name = f"{Path(cell.report.path).name} in {cell.runtime}"
+    name = f"{cell.name} in {cell.runtime}"
     return f"{name}, {worst.name}{where}: {number(worst.expected)} in PyTorch, {number(worst.actual)} here"
 
 
 def _costs(cell: Cell, cost: Measurement) -> tuple[str, ...]:
     return (
-        Path(cell.report.path).name,
+        cell.name,
         cell.runtime,
         bytes_text(cell.report.file_bytes),
         seconds_text(cost.load_seconds),
@@ -196,7 +201,7 @@ def _costs(cell: Cell, cost: Measurement) -> tuple[str, ...]:
 
 def _charts(cells: list[Cell]) -> dict[str, Any]:
     """Bars by title."""
-    files = {Path(cell.report.path).name: cell.report.file_bytes for cell in cells}
+    files = {cell.name: cell.report.file_bytes for cell in cells}
     dense = {"dense": cells[0].report.dense_bytes} if cells else {}
     known = [(_label(cell), cell.measurement) for cell in cells if cell.measurement is not None]
     worst = [(_label(cell), cell.worst) for cell in cells if cell.worst is not None]
@@ -220,4 +225,4 @@ def _charts(cells: list[Cell]) -> dict[str, Any]:
 
 
 def _label(cell: Cell) -> str:
-    return f"{Path(cell.report.path).name}, {cell.runtime}"
+    return f"{cell.name}, {cell.runtime}"

@@ -79,8 +79,8 @@ class OnnxFile(Artifact):
     def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
         names = {runtime.name for runtime in usable}
         return [
-            (label, {"kind": "onnx", "native": label == "native"})
-            for label in ("native", "portable")
+            (label, {"kind": "onnx", "native": label == "native", "fold": label == "folded"})
+            for label in ("native", "portable", "folded")
             if f"onnxruntime {label}" in names
         ]
 

@@ -70,6 +70,12 @@ class OrtFile(Artifact):
                 continue
             yield from probe.check(self.proto, node, layer, usable)
 
+    def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
+        names = {runtime.name for runtime in ort_runtimes(self.portable)}
+        # What is not optimised when it is loaded has nothing to keep from folding.
+        options = {"kind": "onnx", "native": not self.portable, "fold": True}
+        return [(runtime.name, dict(options)) for runtime in usable if runtime.name in names]
+
     def first_difference(self, subject: Subject, runtime: Runtime, case: Case) -> list[Check]:
         if not self.portable:
             return named_difference(self.proto, subject, runtime, case)

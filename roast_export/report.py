@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+FIRST_DIFFERENCE = "first differing layer"
+"""How the note of a check begins that is there to name a layer, after an output differed."""
+
 
 @dataclass(frozen=True)
 class Layer:
