@@ -32,7 +32,7 @@ from roast_export.progress import progress
 from roast_export.report import Report
 from roast_export.summary import summary
 from roast_export.to_bundle import export_bundle
-from roast_export.verify import verify
+from roast_export.verify_all import verify_all
 
 REPORT_SUFFIXES = (".html", ".json", ".xml", ".txt")
 REFUSED, MISMATCH, INTERRUPTED = 1, 2, 130
@@ -256,6 +256,7 @@ def export_command(
 @_examples
 @_loading
 @click.option("--runtime", "chosen", multiple=True, metavar="NAME", help="Only this one, or all.")
+@click.option("--require", multiple=True, metavar="NAME", help="This one too, or fail. Repeatable.")
 @click.option("--atol", type=click.FloatRange(min=0), help="Absolute bound on outputs.")
 @click.option("--rtol", type=click.FloatRange(min=0), help="Relative bound on outputs.")
 @_reporting
@@ -271,6 +272,7 @@ def verify_command(
     facts: Path | None,
     keep_dense: bool,
     chosen: Sequence[str],
+    require: Sequence[str],
     atol: float | None,
     rtol: float | None,
     report_path: Path | None,
@@ -282,26 +284,23 @@ def verify_command(
         raise InputError(f"{missing[0]}: there is no such file")
     examples = merge_inputs(specs, inputs_file)
     loaded = _opened(model, factory, trust, facts, keep_dense)
-    matrix = Matrix(str(model), [])
-    for path in exported:
-        with progress() as show:
-            report = verify(
-                loaded,
-                path,
-                example_inputs=examples,
-                runtimes=list(chosen) or None,
-                atol=atol,
-                rtol=rtol,
-                progress=show,
-                trust=trust,
-            )
-        report.model = str(model)
-        matrix.reports.append(report)
-    shown = matrix.reports[0] if len(exported) == 1 else matrix
+    matrix = verify_all(
+        loaded,
+        exported,
+        example_inputs=examples,
+        runtimes=list(chosen) or None,
+        require=require,
+        atol=atol,
+        rtol=rtol,
+        trust=trust,
+        name=str(model),
+        showing=progress,
+    )
+    shown = matrix.reports[0] if len(exported) == 1 and not matrix.lacking else matrix
     click.echo(str(shown))
     _save_report(shown, report_path)
-    wrong = [report for report in matrix.reports if not report.passed]
-    if wrong:
+    if not matrix.passed:
+        wrong = [report for report in matrix.reports if not report.passed] or matrix.reports
         names = ", ".join(report.path for report in wrong)
         raise VerificationError(f"{names}: not proved equal to {model}; the reason is above", wrong[0])
 

@@ -11,7 +11,7 @@ from roast_export.report import Check
 
 
 def compare_bits(runtime: str, name: str, case: str, expected: NDArray[Any], actual: NDArray[Any]) -> Check:
-    """Equal shape, dtype and bits; NaN equals NaN (docs/mapping.md section 1)."""
+    """Equal shape, dtype and bits; NaN equals NaN (docs/mapping.md section 1). The worst element is named."""
     if expected.shape != actual.shape or expected.dtype != actual.dtype:
         note = f"expected {expected.dtype}{list(expected.shape)}, found {actual.dtype}{list(actual.shape)}"
         return Check(runtime, "weight", name, case, expected.size, False, note=note)
@@ -21,12 +21,21 @@ def compare_bits(runtime: str, name: str, case: str, expected: NDArray[Any], act
         differs &= ~(np.isnan(expected) & np.isnan(actual))
     if not differs.any():
         return Check(runtime, "weight", name, case, expected.size, True)
-    index = tuple(int(k) for k in np.unravel_index(int(np.argmax(differs)), differs.shape))
+    index = _worst(expected, actual, differs)
     return Check(
         runtime, "weight", name, case, expected.size, False, index=index,
         expected=float(expected[index]), actual=float(actual[index]),
         note=f"{int(differs.sum())} of {expected.size} differ",
     )  # fmt: skip
+
+
+def _worst(expected: NDArray[Any], actual: NDArray[Any], differs: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Where the largest difference is, of those that count: 0 and -0 differ by nothing."""
+    with np.errstate(all="ignore"):
+        distance = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
+    distance = np.where(np.isnan(distance), np.inf, distance)
+    place = int(np.argmax(np.where(differs, distance, -1.0)))
+    return tuple(int(k) for k in np.unravel_index(place, differs.shape))
 
 
 def compare_values(

@@ -30,6 +30,7 @@ def describe(subject: Subject) -> Report:
     file = subject.file
     report = Report(model=type(subject.model).__name__, path=str(file.path), target=file.target)
     report.layers = file.layers
+    report.materialized = file.materialized
     report.file_bytes = file.file_bytes
     report.array_bytes = file.array_bytes
     report.kept_bytes = kept_bytes(subject.program)

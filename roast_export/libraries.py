@@ -39,6 +39,27 @@ def torch_library_path() -> str:
     return _find("roast_torch", "ROAST_TORCH_LIBRARY")
 
 
+KERNEL_ABI = 1
+"""Of custom_ops/roast_kernel.h; a library of another one has other operators under the same names."""
+
+
+def check_ort_library(path: str) -> None:
+    """Refuse an operator library whose operators are of another version.
+
+    Raises:
+        RoastError: it is one, or it is no library of ours.
+    """
+    try:
+        found = int(ctypes.CDLL(str(Path(path).absolute())).roast_kernel_abi())
+    except (OSError, AttributeError) as error:
+        raise RoastError(f"onnxruntime does not accept {path}: {error}; build the library anew") from error
+    if found != KERNEL_ABI:
+        raise RoastError(
+            f"{path} has operators of version {found}, roast-export {version('roast-export')} needs version "
+            f"{KERNEL_ABI}; build the library anew, or install the roast-export that it belongs to"
+        )
+
+
 def load_torch_library() -> None:
     """Load the torch operator library into this process, unless torch has its operators already.
 
@@ -50,6 +71,7 @@ def load_torch_library() -> None:
 
     if not hasattr(torch.ops.roast, "version"):
         path = str(Path(torch_library_path()).absolute())
+        _check_torch_version(path)
         try:
             torch.ops.load_library(path)
             status = ctypes.CDLL(path).roast_torch_status
@@ -64,6 +86,16 @@ def load_torch_library() -> None:
         raise RoastError(
             f"two versions of roast-export in one process: {ours} from {Path(__file__).parent}, {loaded} "
             f"from {_loaded_from()}; keep one of them, or build the library anew"
+        )
+
+
+def _check_torch_version(path: str) -> None:
+    """Before it is loaded, because torch keeps what it has loaded: the library's text has its version."""
+    content, ours = Path(path).read_bytes(), version("roast-export")
+    if b"roast_torch_status" in content and ours.encode() + b"\0" not in content:
+        raise RoastError(
+            f"{path} is of another version than roast-export {ours}; build the library anew, or install "
+            "the roast-export that it belongs to"
         )
 
 

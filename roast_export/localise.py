@@ -1,69 +1,151 @@
-"""Where two runs part: the first layer whose value differs between PyTorch and an ONNX file."""
+"""Where two runs part: the first layer whose value differs between PyTorch and an exported file.
+
+1. The file names its values as the traced graph does (.onnx, TorchScript, lite, native .ort and .pt2): values
+   of one name are compared, in the order of the graph.
+2. It has other names (portable .ort and .pt2): a value of PyTorch's is there if any value of the file is
+   equal to it within the bound. The first that is not there, nor anything computed from it, is where.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
 from roast_export import torch_ops
 from roast_export.cases import Case
 from roast_export.compare import compare_values, failed
-from roast_export.report import Check
-from roast_export.runtimes import Runtime
+from roast_export.report import FIRST_DIFFERENCE, Check
 from roast_export.subject import Subject
+
+Values = dict[str, NDArray[Any]]
+Compute = Callable[[Values], Values]
+"""PyTorch's values by name in, to tell names and types; the file's values of these names out."""
 
 
 class _Recorder(Interpreter):
-    """Runs a traced graph and keeps the tensors that also have a name in the ONNX graph."""
+    """Runs a traced graph and keeps its tensors, with the module path of each."""
 
-    def __init__(self, graph: torch.fx.GraphModule, names: set[str]) -> None:
+    def __init__(self, graph: torch.fx.GraphModule, names: set[str] | None) -> None:
         super().__init__(graph)
         self.names = names
-        self.found: dict[str, tuple[np.ndarray[Any, Any], str]] = {}
+        self.values: Values = {}
+        self.paths: dict[str, str] = {}
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if n.name in self.names and isinstance(value, torch.Tensor):
+        wanted = n.op == "call_function" and (self.names is None or n.name in self.names)
+        if wanted and isinstance(value, torch.Tensor):
             stack = list((n.meta.get("nn_module_stack") or {}).values())
-            path = str(stack[-1][0]).replace(".virtual.", ".") if stack else ""
-            self.found[n.name] = (value.detach().cpu().numpy(), path)
+            self.values[n.name] = value.detach().cpu().numpy()
+            self.paths[n.name] = str(stack[-1][0]).replace(".virtual.", ".") if stack else ""
         return value
 
 
-def first_difference(subject: Subject, proto: onnx.ModelProto, runtime: Runtime, case: Case) -> list[Check]:
-    """One failed check that names the first layer, in the graph's order, beyond the bound."""
+def first_difference(
+    subject: Subject, runtime: str, case: Case, names: set[str], compute: Compute
+) -> list[Check]:
+    """Case 1: one failed check that names the first layer beyond the bound. names: values of the file."""
     try:
-        return _search(subject, proto, runtime, case)
+        recorder = _recorded(subject, case, names)
+        if recorder is None:
+            return []
+        actual = compute(recorder.values)
+        for name, expected in recorder.values.items():
+            found = _check(subject, runtime, case, expected, actual[name])
+            if not found.passed:
+                return [_named(found, recorder, name)]
     except Exception as error:
-        return [failed(runtime.name, "output", "first differing layer", case.name, error)]
+        return [failed(runtime, "output", FIRST_DIFFERENCE, case.name, error)]
+    return []
 
 
-def _search(subject: Subject, proto: onnx.ModelProto, runtime: Runtime, case: Case) -> list[Check]:
-    if not isinstance(subject.program, ExportedProgram):
-        return []
-    named = {output for node in proto.graph.node for output in node.output}
-    feeds = [torch.from_numpy(case.feeds[name]) for name in case.feeds]
-    recorder = _Recorder(subject.program.module(check_guards=False), named)
-    with torch.no_grad(), torch_ops.without_library():
-        recorder.run(*feeds)
+def first_absent(subject: Subject, runtime: str, case: Case, compute: Callable[[], Values]) -> list[Check]:
+    """Case 2. compute: all values of the file."""
+    try:
+        recorder = _recorded(subject, case, None)
+        if recorder is None:
+            return []
+        by_size: dict[int, list[NDArray[Any]]] = {}
+        for value in compute().values():
+            by_size.setdefault(value.size, []).append(value)
+        nearest = {
+            name: min(
+                (
+                    _check(subject, runtime, case, expected, value.reshape(expected.shape))
+                    for value in by_size.get(expected.size, [])
+                    if value.dtype == expected.dtype
+                ),
+                key=lambda check: (not check.passed, check.difference),
+                default=None,
+            )
+            for name, expected in recorder.values.items()
+        }
+        there = {name for name, check in nearest.items() if check is not None and check.passed}
+        for node in recorder.module.graph.nodes:  # type: ignore[union-attr]
+            check = nearest.get(node.name)
+            if check is not None and not _later(node) & there:
+                return [_named(check, recorder, node.name)]
+    except Exception as error:
+        return [failed(runtime, "output", FIRST_DIFFERENCE, case.name, error)]
+    return []
+
+
+def onnx_values(proto: onnx.ModelProto, wanted: Values) -> onnx.ModelProto:
+    """The model with these values for outputs."""
     model = onnx.ModelProto()
     model.CopyFrom(proto)
     del model.graph.output[:]
-    for name, (value, _) in recorder.found.items():
+    for name, value in wanted.items():
         kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-    wanted = {value.name: case.feeds[value.name] for value in model.graph.input}
-    actual = runtime.open(model.SerializeToString())(wanted)
-    for (name, (expected, path)), value in zip(recorder.found.items(), actual, strict=True):
-        result = compare_values(
-            runtime.name, path or name, case.name, expected, value, subject.atol, subject.rtol
-        )
-        if not result.passed:
-            note = f"first differing layer: {path or 'top level'} (value {name})"
-            return [Check(**{**result.__dict__, "note": note})]
-    return []
+    return model
+
+
+def graph_values(program: ExportedProgram, feeds: list[torch.Tensor], names: set[str] | None) -> Values:
+    """Values of a traced graph by name, by the operators that serve here."""
+    program._guards_code = []
+    recorder = _Recorder(program.module(check_guards=False), names)
+    with torch.no_grad():
+        recorder.run(*feeds)
+    return recorder.values
+
+
+def _recorded(subject: Subject, case: Case, names: set[str] | None) -> _Recorder | None:
+    if not isinstance(subject.program, ExportedProgram):
+        return None
+    recorder = _Recorder(subject.program.module(check_guards=False), names)
+    with torch.no_grad(), torch_ops.without_library():
+        recorder.run(*(torch.from_numpy(value) for value in case.feeds.values()))
+    return recorder
+
+
+def _check(subject: Subject, runtime: str, case: Case, expected: NDArray[Any], actual: NDArray[Any]) -> Check:
+    return compare_values(runtime, "", case.name, expected, actual, subject.atol, subject.rtol)
+
+
+def _named(check: Check, recorder: _Recorder, name: str) -> Check:
+    path = recorder.paths[name]
+    note = f"{FIRST_DIFFERENCE}: {path or 'top level'} (value {name})"
+    return replace(check, name=path or name, passed=False, note=note)
+
+
+def _later(node: Node) -> set[str]:
+    """The node and everything that is computed from it."""
+    found, pending = {node.name}, [node]
+    while pending:
+        new = [user for user in pending.pop().users if user.name not in found]
+        found |= {user.name for user in new}
+        pending += new
+    return found
+
+
+def as_arrays(names: list[str], values: Any) -> Values:
+    return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roast_export.report import Check, Measurement, Report
+from roast_export.report import FIRST_DIFFERENCE, Check, Measurement, Report
 from roast_export.report_files import Bar, bars, page, to_junit
 from roast_export.report_text import (
     MAX_FAILURES,
     bytes_text,
     count,
     failure_text,
+    number,
     ordered_failures,
     seconds_text,
     table,
@@ -30,8 +31,22 @@ class Cell:
     measurement: Measurement | None
 
     @property
+    def name(self) -> str:
+        """The file without its folder."""
+        return Path(self.report.path).name
+
+    @property
     def passed(self) -> bool:
         return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def path(self) -> str:
+        """What computes the weights: the library, the file's functions or operators, or folding at load."""
+        if self.report.materialized or self.runtime.endswith("folded"):
+            return "folded"
+        if self.runtime.endswith("native"):
+            return "native"
+        return "function" if self.report.target == "onnx" else "operators"
 
     @property
     def weights(self) -> str:
@@ -45,8 +60,20 @@ class Cell:
     @property
     def worst(self) -> Check | None:
         """The output that is nearest to its bound, or furthest beyond it."""
-        outputs = [check for check in self.checks if check.kind == "output"]
+        outputs = [c for c in self.checks if c.kind == "output" and not c.note.startswith(FIRST_DIFFERENCE)]
         return max(outputs, key=lambda c: (not c.passed, c.difference / (c.bound or 1.0)), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "file": self.report.path,
+            "runtime": self.runtime,
+            "path": self.path,
+            "passed": self.passed,
+            "weights": self.weights,
+            "worst": asdict(self.worst) if self.worst else None,
+            "file_bytes": self.report.file_bytes,
+            "measured": asdict(self.measurement) if self.measurement else None,
+        }
 
 
 @dataclass
@@ -55,11 +82,13 @@ class Matrix:
 
     model: str
     reports: list[Report]
+    lacking: list[str] = field(default_factory=list)
+    """Runtimes that were required and that none of the files runs in."""
 
     @property
     def passed(self) -> bool:
-        """Whether every file was proved in at least one runtime and nothing failed."""
-        return bool(self.reports) and all(report.passed for report in self.reports)
+        """Whether every file was proved in at least one runtime, nothing failed and nothing is lacking."""
+        return bool(self.reports) and not self.lacking and all(report.passed for report in self.reports)
 
     @property
     def cells(self) -> list[Cell]:
@@ -74,13 +103,21 @@ class Matrix:
 
     def to_dict(self) -> dict[str, Any]:
         reports = [report.to_dict() for report in self.reports]
-        return {"model": self.model, "passed": self.passed, "reports": reports}
+        return {
+            "model": self.model,
+            "passed": self.passed,
+            "lacking": self.lacking,
+            "cells": [cell.to_dict() for cell in self.cells],
+            "reports": reports,
+        }
 
     def __str__(self) -> str:
-        proof = ["file", "runtime", "weights", ">worst output", ">bound", "result"]
-        costs = ["file", "runtime", ">bytes", ">load", ">one run", ">memory after runs"]
+        proof = ["file", "runtime", "path", "weights", ">worst output", ">bound", "result"]
+        costs = ["file", "runtime", ">bytes", ">load", ">one run", ">peak at load", ">after runs"]
         measured = [_costs(cell, cell.measurement) for cell in self.cells if cell.measurement is not None]
+        places = [f"largest difference: {_place(cell)}" for cell in self.cells if cell.worst is not None]
         parts = [table(f"{self.model}: {count(len(self.reports), 'file')}", proof, map(_row, self.cells))]
+        parts += [*places, ""] if places else []
         if measured:
             parts.append(table("Measured in fresh processes (memory: growth)", costs, measured))
         for report in self.reports:
@@ -99,8 +136,12 @@ class Matrix:
     def verdict(self) -> str:
         wrong = [report.path for report in self.reports if not report.passed]
         checks = sum(len(report.checks) for report in self.reports)
+        if self.lacking:
+            wrong.append(f"no file ran in {', '.join(self.lacking)}, which is required")
         if wrong:
             return f"FAILED: {', '.join(wrong)}"
+        if not self.reports:
+            return "NOT VERIFIED: there is no file"
         return f"PASSED: {count(checks, 'check')}, {count(len(self.cells), 'cell')} of file and runtime"
 
     def save(self, path: str | Path) -> None:
@@ -127,8 +168,9 @@ def _measurement(report: Report, runtime: str) -> Measurement | None:
 def _row(cell: Cell) -> tuple[str, ...]:
     worst = cell.worst
     return (
-        Path(cell.report.path).name,
+        cell.name,
         cell.runtime,
+        cell.path,
         cell.weights,
         f"{worst.difference:.2g}" if worst else "",
         f"{worst.bound:.2g}" if worst else "",
@@ -136,20 +178,30 @@ def _row(cell: Cell) -> tuple[str, ...]:
     )
 
 
+def _place(cell: Cell) -> str:
+    """Where the worst output of a cell is, and both values."""
+    worst = cell.worst
+    assert worst is not None
+    where = f"[{','.join(map(str, worst.index))}]" if worst.index else ""
+    name = f"{cell.name} in {cell.runtime}"
+    return f"{name}, {worst.name}{where}: {number(worst.expected)} in PyTorch, {number(worst.actual)} here"
+
+
 def _costs(cell: Cell, cost: Measurement) -> tuple[str, ...]:
     return (
-        Path(cell.report.path).name,
+        cell.name,
         cell.runtime,
         bytes_text(cell.report.file_bytes),
         seconds_text(cost.load_seconds),
         seconds_text(cost.run_seconds),
+        bytes_text(cost.load_peak_bytes) if cost.load_peak_bytes else "-",
         bytes_text(cost.run_resident_bytes) if cost.load_peak_bytes else "-",
     )
 
 
 def _charts(cells: list[Cell]) -> dict[str, Any]:
     """Bars by title."""
-    files = {Path(cell.report.path).name: cell.report.file_bytes for cell in cells}
+    files = {cell.name: cell.report.file_bytes for cell in cells}
     dense = {"dense": cells[0].report.dense_bytes} if cells else {}
     known = [(_label(cell), cell.measurement) for cell in cells if cell.measurement is not None]
     worst = [(_label(cell), cell.worst) for cell in cells if cell.worst is not None]
@@ -157,6 +209,9 @@ def _charts(cells: list[Cell]) -> dict[str, Any]:
         "Bytes on disk": {k: (float(v), bytes_text(v)) for k, v in (dense | files).items()},
         "Resident memory after runs": {
             k: (float(m.run_resident_bytes), bytes_text(m.run_resident_bytes)) for k, m in known
+        },
+        "Peak memory at load": {
+            k: (float(m.load_peak_bytes), bytes_text(m.load_peak_bytes)) for k, m in known
         },
         "Latency of one run": {k: (m.run_seconds, seconds_text(m.run_seconds)) for k, m in known},
     }
@@ -170,4 +225,4 @@ def _charts(cells: list[Cell]) -> dict[str, Any]:
 
 
 def _label(cell: Cell) -> str:
-    return f"{Path(cell.report.path).name}, {cell.runtime}"
+    return f"{cell.name}, {cell.runtime}"

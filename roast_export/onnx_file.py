@@ -74,13 +74,13 @@ class OnnxFile(Artifact):
             yield from probe.check(self.proto, node, layer, usable)
 
     def first_difference(self, subject: Subject, runtime: Runtime, case: Case) -> list[Check]:
-        return localise.first_difference(subject, self.proto, runtime, case)
+        return named_difference(self.proto, subject, runtime, case)
 
     def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
         names = {runtime.name for runtime in usable}
         return [
-            (label, {"kind": "onnx", "native": label == "native"})
-            for label in ("native", "portable")
+            (label, {"kind": "onnx", "native": label == "native", "fold": label == "folded"})
+            for label in ("native", "portable", "folded")
             if f"onnxruntime {label}" in names
         ]
 
@@ -90,6 +90,18 @@ class OnnxFile(Artifact):
         except Exception as error:
             return failed("file", "structure", "onnx.checker", "full check", error)
         return Check("file", "structure", "onnx.checker", "full check", 1, True)
+
+
+def named_difference(proto: onnx.ModelProto, subject: Subject, runtime: Runtime, case: Case) -> list[Check]:
+    """The first layer that differs, by the values that a graph names as the traced one does."""
+
+    def compute(expected: localise.Values) -> localise.Values:
+        run = runtime.open(localise.onnx_values(proto, expected).SerializeToString())
+        feeds = {value.name: case.feeds[value.name] for value in proto.graph.input}
+        return localise.as_arrays(list(expected), run(feeds))
+
+    names = {output for node in proto.graph.node for output in node.output}
+    return localise.first_difference(subject, runtime.name, case, names, compute)
 
 
 def open_onnx(path: Path) -> OnnxFile:
@@ -110,7 +122,7 @@ def open_onnx(path: Path) -> OnnxFile:
         path=path,
         target="onnx",
         layers=[layer_of(node) for node in nodes],
-        inputs={value.name: _signature(value) for value in proto.graph.input},
+        inputs={value.name: signature(value) for value in proto.graph.input},
         outputs=[value.name for value in proto.graph.output],
         array_bytes=sum(_bytes(tensor) for tensor in proto.graph.initializer if tensor.name in arrays),
         materialized=any(
@@ -148,7 +160,8 @@ def _bytes(tensor: onnx.TensorProto) -> int:
     return int(np.prod(tensor.dims)) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
-def _signature(value: onnx.ValueInfoProto) -> tuple[str, Dims]:
+def signature(value: onnx.ValueInfoProto) -> tuple[str, Dims]:
+    """Element type and lengths of an input or output."""
     kind = value.type.tensor_type
     dims: Dims = [d.dim_param or int(d.dim_value) for d in kind.shape.dim]
     return str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), dims

@@ -1,7 +1,7 @@
 """An exported .ort file as the proof sees it.
 
 The native form holds the `ai.roast` nodes with names and records, so its weights are read back one by
-one. The portable form is standard operators without names: it is compared through its outputs.
+one. The portable form is standard operators without names: written_out.py finds the weights in it.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
-from roast_export import onnx_ops, probe, runtime_minimal
+from roast_export import localise, onnx_ops, probe, runtime_minimal, written_out
 from roast_export.artifact import Artifact, Tell, expected_layer
+from roast_export.cases import Case
 from roast_export.compare import failed
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
-from roast_export.onnx_file import layer_of
-from roast_export.program import Dims
+from roast_export.onnx_file import layer_of, named_difference, signature
+from roast_export.ort_graph import read_graph
 from roast_export.report import Check
-from roast_export.runtimes import Runtime, ort_runtimes
+from roast_export.runtimes import Runtime, native_unavailable, open_unoptimised, ort_runtimes
 from roast_export.subject import Subject
+from roast_export.to_ort import LOOKUP_BYTES
 
 LAYER_CODE_BYTES = 11 * 1024
 """What one layer's arithmetic takes in the portable form, beside the size gate."""
@@ -36,11 +36,16 @@ class OrtFile(Artifact):
     """See Artifact."""
 
     proto: onnx.ModelProto = field(default_factory=onnx.ModelProto)
-    """The stored tensors, and the nodes of `ai.roast`."""
+    """The file's graph."""
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        return [node for node in self.proto.graph.node if node.domain == onnx_ops.DOMAIN]
 
     @property
     def code_limit(self) -> int:
-        return LAYER_CODE_BYTES * len(self.layers) if self.portable else 0
+        lookups = sum(layer.operator == "embedding" for layer in self.layers)
+        return LAYER_CODE_BYTES * len(self.layers) + LOOKUP_BYTES * lookups if self.portable else 0
 
     def runtimes(self) -> list[Runtime]:
         minimal = [runtime for runtime in runtime_minimal.runtimes() if runtime.native != self.portable]
@@ -54,8 +59,11 @@ class OrtFile(Artifact):
             yield tensor.name, onnx.numpy_helper.to_array(tensor)
 
     def weight_checks(self, subject: Subject, usable: list[Runtime], tell: Tell) -> Iterator[Check]:
-        for done, node in enumerate(self.proto.graph.node):
-            tell("weights", done, len(self.proto.graph.node))
+        if self.portable:
+            yield from written_out.check(self.proto, subject.layers, usable, tell)
+            return
+        for done, node in enumerate(self.nodes):
+            tell("weights", done, len(self.nodes))
             layer = expected_layer(subject.layers, node.name)
             if layer is None:
                 error = RoastError("the model has no such layer")
@@ -63,101 +71,68 @@ class OrtFile(Artifact):
                 continue
             yield from probe.check(self.proto, node, layer, usable)
 
+    def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
+        names = {runtime.name for runtime in ort_runtimes(self.portable)}
+        # What is not optimised when it is loaded has nothing to keep from folding.
+        options = {"kind": "onnx", "native": not self.portable, "fold": True}
+        return [(runtime.name, dict(options)) for runtime in usable if runtime.name in names]
+
+    def first_difference(self, subject: Subject, runtime: Runtime, case: Case) -> list[Check]:
+        if not self.portable:
+            return named_difference(self.proto, subject, runtime, case)
+
+        def compute() -> localise.Values:
+            proto = onnx.ModelProto()
+            proto.CopyFrom(self.proto)
+            names = [name for node in proto.graph.node for name in node.output if name]
+            del proto.graph.output[:]
+            proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+            # The values between the operators: nothing here may be left out by an optimiser.
+            run = open_unoptimised(proto.SerializeToString())
+            return localise.as_arrays(names, run({name: case.feeds[name] for name in self.inputs}))
+
+        return localise.first_absent(subject, runtime.name, case, compute)
+
 
 def open_ort(path: Path) -> OrtFile:
     """The file at `path`. Raises RoastError if it is no .ort of ours."""
     try:
-        session = _session(path)
-        proto = _as_onnx(path)
+        proto = read_graph(path)
+        nodes = [node for node in proto.graph.node if node.domain == onnx_ops.DOMAIN]
+        # What nothing here can run is still read: that its runtime is missing or refused is in the report.
+        if not nodes or native_unavailable() is None:
+            (_session if nodes else open_unoptimised)(str(path))
     except RoastError:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RoastError(f"{path} is not an .ort file that runs here: {reason}") from error
-    metadata = session.get_modelmeta().custom_metadata_map
+    metadata = {entry.key for entry in proto.metadata_props}
     if "roast.mapping_version" not in metadata:
         raise RoastError(f"{path} was not written by roast-export")
-    portable = not proto.graph.node
-    arrays = {onnx_ops.array_of(node) for node in proto.graph.node}
+    arrays = {onnx_ops.array_of(node) for node in nodes}
     arrays |= {name.removeprefix("roast.sha256.") for name in metadata if name.startswith("roast.sha256.")}
     return OrtFile(
         path=path,
         target="ort",
-        layers=[layer_of(node) for node in proto.graph.node],
-        inputs={value.name: _signature(value) for value in session.get_inputs()},
-        outputs=[value.name for value in session.get_outputs()],
+        layers=[layer_of(node) for node in nodes],
+        inputs={value.name: signature(value) for value in proto.graph.input},
+        outputs=[value.name for value in proto.graph.output],
         array_bytes=sum(
             onnx.numpy_helper.to_array(tensor).nbytes
             for tensor in proto.graph.initializer
             if tensor.name in arrays
         ),
-        portable=portable,
-        names_weights=not portable,
-        warnings=["the portable .ort has no names: weights are compared through outputs"] if portable else [],
+        portable=not nodes,
         proto=proto,
     )
 
 
-def _session(path: Path) -> Any:
+def _session(path: str) -> Any:
     import onnxruntime
 
-    from roast_export.runtimes import create_session, native_unavailable
+    from roast_export.runtimes import create_session
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    if native_unavailable() is None:
-        return create_session(path, options)
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def _as_onnx(path: Path) -> onnx.ModelProto:
-    """Stored tensors and our nodes. onnxruntime's own tools read the format; they have no public entry."""
-    from onnxruntime.tools.ort_format_model import OrtFormatModelProcessor
-
-    stored = OrtFormatModelProcessor(str(path), {}, None)._model.Graph()
-    tensors = [stored.Initializers(k) for k in range(stored.InitializersLength())]
-    nodes = [stored.Nodes(k) for k in range(stored.NodesLength())]
-    graph = helper.make_graph(
-        [_node(node) for node in nodes if node.Domain().decode() == onnx_ops.DOMAIN],
-        "ort",
-        [],
-        [],
-        [_tensor(tensor) for tensor in tensors if tensor.StringDataLength() == 0],
-    )
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(onnx_ops.DOMAIN, onnx_ops.DOMAIN_VERSION)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-
-def _tensor(stored: Any) -> onnx.TensorProto:
-    tensor = onnx.TensorProto()
-    tensor.name = stored.Name().decode()
-    tensor.data_type = stored.DataType()
-    tensor.dims.extend(int(stored.Dims(k)) for k in range(stored.DimsLength()))
-    tensor.raw_data = stored.RawDataAsNumpy().tobytes() if stored.RawDataLength() else b""
-    return tensor
-
-
-def _node(stored: Any) -> onnx.NodeProto:
-    inputs = [stored.Inputs(k).decode() for k in range(stored.InputsLength())]
-    outputs = [stored.Outputs(k).decode() for k in range(stored.OutputsLength())]
-    node = helper.make_node(
-        stored.OpType().decode(), inputs, outputs, name=stored.Name().decode(), domain=onnx_ops.DOMAIN
-    )
-    kinds = onnx.AttributeProto
-    for k in range(stored.AttributesLength()):
-        attribute = stored.Attributes(k)
-        value: Any
-        if attribute.Type() == kinds.INT:
-            value = int(attribute.I())
-        elif attribute.Type() == kinds.FLOAT:
-            value = float(attribute.F())
-        else:
-            value = [int(x) for x in np.atleast_1d(attribute.IntsAsNumpy())]
-        node.attribute.append(helper.make_attribute(attribute.Name().decode(), value))
-    return node
-
-
-def _signature(value: Any) -> tuple[str, Dims]:
-    kind = value.type.removeprefix("tensor(").removesuffix(")")
-    kind = {"float": "float32", "double": "float64"}.get(kind, kind)
-    return kind, [length if isinstance(length, int) else str(length) for length in value.shape]
+    return create_session(path, options)

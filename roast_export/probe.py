@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -48,16 +49,17 @@ def check(
                 look_up = _with(runtime.open(model), "probe_ids")
                 yield check_rows(layer, node.name, runtime.name, look_up)
                 continue
-            expected = expected_weight(layer)
-            if mapping == transposed(layer.mapping):
-                expected = np.ascontiguousarray(expected.T)
-            actual = runtime.open(model)({})[0]
-            yield compare_bits(runtime.name, node.name, "all elements", expected, actual)
+            across = mapping == transposed(layer.mapping)
+            expected, actual = expected_weight(layer), runtime.open(model)({})[0]
+            # Compared as the layer has it, so that the report's index is the weight's.
+            found = np.ascontiguousarray(actual.T) if across and actual.ndim == 2 else actual
+            yield compare_bits(runtime.name, node.name, "all elements", expected, found)
             # A fused kernel has its own way to the weight; finite only, because 0 * inf is not 0.
             if node.op_type in onnx_ops.LINEARS and runtime.native and np.isfinite(expected).all():
-                yield check_product(
-                    expected, node.name, runtime.name, _with(runtime.open(product), "probe_x")
-                )
+                weight = np.ascontiguousarray(expected.T) if across else expected
+                look = _with(runtime.open(product), "probe_x")
+                checked = check_product(weight, node.name, runtime.name, look)
+                yield replace(checked, index=checked.index[::-1]) if across else checked
         except Exception as error:
             yield failed(runtime.name, "weight", node.name, "all elements", error)
 
@@ -85,7 +87,7 @@ def check_product(
         actual = product(rows) + np.float32(0)
         found = compare_bits(runtime, name, f"identity rows from {begin}", expected, actual)
         if not found.passed:
-            return found
+            return replace(found, index=(found.index[1], begin + found.index[0]) if found.index else ())
     return Check(runtime, "weight", name, "identity", out_features * in_features, True)
 
 
@@ -101,7 +103,7 @@ def check_rows(
             expected = torch_ops.embedding(layer.memory, ids, layer.mapping.to_list(), layer.scale).numpy()
         found = compare_bits(runtime, name, f"rows from {begin}", expected, look_up(ids.numpy()))
         if not found.passed:
-            return found
+            return replace(found, index=(begin + found.index[0], *found.index[1:]) if found.index else ())
     return Check(runtime, "weight", name, "all elements", rows * dim, True)
 
 

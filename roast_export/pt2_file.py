@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from roast_export import probe, torch_ops
+from roast_export import localise, probe, torch_ops
 from roast_export.archive import runs_code
 from roast_export.artifact import Artifact, Tell, each_weight
+from roast_export.cases import Case
 from roast_export.compare import compare_bits, first_line
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
@@ -66,6 +67,17 @@ class Pt2File(Artifact):
                 yield self._stored(runtime, stored[weights[k].place], layer)
 
         yield from each_weight([weight.name for weight in weights], subject, usable, tell, check)
+
+    def first_difference(self, subject: Subject, runtime: Runtime, case: Case) -> list[Check]:
+        def compute(expected: localise.Values | None = None) -> localise.Values:
+            feeds = [torch.from_numpy(case.feeds[name]) for name in self.inputs]
+            return localise.graph_values(self.program, feeds, None if expected is None else set(expected))
+
+        if self.portable:
+            # The arithmetic that stands for our operators has taken names of the traced graph.
+            return localise.first_absent(subject, runtime.name, case, compute)
+        names = {node.name for node in self.program.graph.nodes}
+        return localise.first_difference(subject, runtime.name, case, names, compute)
 
     def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
         return [

@@ -51,7 +51,7 @@ def verdict(report: Report) -> str:
             f"first {first.kind} {first.name} in {first.runtime}"
         )
     if not report.passed:
-        return "NOT VERIFIED: no weight and no output was compared"
+        return "NOT VERIFIED: no runtime compared a weight or an output"
     compared = [c.runtime for c in report.checks if c.kind in ("weight", "output") and c.runtime != "file"]
     where = ", ".join(dict.fromkeys(compared)) or "the file"
     return f"PASSED: {count(len(report.checks), 'check')} in {where}; {report.seconds:.1f} s"
@@ -74,7 +74,7 @@ def failure_text(check: Check) -> str:
     return (
         f"{where}{number(check.expected)} in PyTorch, {number(check.actual)} here, "
         f"difference {check.difference:.3g}, allowed {bound_text(check)}"
-        + (f"; {check.note}" if check.note else "")
+        + "".join(f"; {text}" for text in (check.note, check.source) if text)
     )
 
 

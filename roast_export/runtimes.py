@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roast_export.errors import RoastError
-from roast_export.libraries import ort_library_path
+from roast_export.libraries import check_ort_library, ort_library_path
 
 if TYPE_CHECKING:
     import onnx
@@ -50,6 +50,8 @@ class Runtime:
     """Whether it uses the operator library."""
     limit: int | None = None
     """Most virtual elements it is used for unless asked for by name."""
+    refused: Callable[[], str | None] = lambda: None
+    """Why a library that is there cannot serve, or None: that is a failure, a missing one is a skip."""
 
     def refusing(self, reason: str | None) -> Runtime:
         """The same runtime, not usable for `reason`; itself if there is none."""
@@ -82,6 +84,15 @@ def native_unavailable() -> str | None:
     return None
 
 
+def library_refused() -> str | None:
+    """Why the operator library that is there is not used, or None."""
+    try:
+        ort_library_path()
+    except RoastError:
+        return None
+    return native_unavailable()
+
+
 def optimised_copy(path: Path, to: Path) -> None:
     """What onnxruntime, with the library registered, makes of a file at its highest optimisation level."""
     import onnxruntime
@@ -99,7 +110,7 @@ def optimised_copy(path: Path, to: Path) -> None:
 def onnx_runtimes() -> list[Runtime]:
     """Every runtime that takes an ONNX file, in the order in which they are tried."""
     return [
-        Runtime("onnxruntime native", _open_native, native_unavailable, native=True),
+        Runtime("onnxruntime native", _open_native, native_unavailable, native=True, refused=library_refused),
         Runtime("onnxruntime portable", _open_unfolded, lambda: None),
         Runtime("onnxruntime folded", _open_folded, lambda: None, limit=FOLDED_LIMIT),
         Runtime("onnx reference", _open_reference, lambda: None, complete=False, limit=REFERENCE_LIMIT),
@@ -109,14 +120,16 @@ def onnx_runtimes() -> list[Runtime]:
 def ort_runtimes(portable: bool) -> list[Runtime]:
     """The runtimes of a .ort file, which is not optimised again when it is loaded."""
     if portable:
-        return [Runtime("onnxruntime .ort portable", _open_folded, lambda: None)]
-    return [Runtime("onnxruntime .ort native", _open_native, native_unavailable, native=True)]
+        return [Runtime("onnxruntime .ort portable", open_unoptimised, lambda: None)]
+    name = "onnxruntime .ort native"
+    return [Runtime(name, _open_native, native_unavailable, native=True, refused=library_refused)]
 
 
 def _register(options: onnxruntime.SessionOptions) -> None:
     library = ort_library_path()
     if _is_registered(options):
         return
+    check_ort_library(library)
     try:
         options.register_custom_ops_library(library)
         options.add_session_config_entry(_REGISTERED, "1")
@@ -163,6 +176,17 @@ def _open_unfolded(model: str | bytes) -> Run:
 
 def _open_folded(model: str | bytes) -> Run:
     return _session(model)
+
+
+def open_unoptimised(model: str | bytes) -> Run:
+    """onnxruntime without the library and without optimisation: each operator as the file has it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    _quiet(options)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model, options, **_with_provider({}))
+    return lambda inputs: list(session.run(None, inputs))
 
 
 def _open_reference(model: str | bytes) -> Run:

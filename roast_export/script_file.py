@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from roast_export import probe
+from roast_export import localise, probe
 from roast_export.artifact import Artifact, Tell, each_weight
+from roast_export.cases import Case
 from roast_export.compare import compare_bits, failed, first_line
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
@@ -75,6 +76,27 @@ class ScriptFile(Artifact):
 
         yield from each_weight([weight.name for weight in weights], subject, usable, tell, check)
 
+    def first_difference(self, subject: Subject, runtime: Runtime, case: Case) -> list[Check]:
+        with quiet():
+            graph = self.module.forward.graph.copy()
+        # to_torchscript.py calls the value of a node v_<node>; torch adds a number.
+        held = [value for node in graph.nodes() for value in node.outputs()]
+        named = {v.debugName().rpartition(".")[0].removeprefix("v_"): v for v in held if _is_value(v)}
+
+        def compute(expected: localise.Values) -> localise.Values:
+            for _ in list(graph.outputs()):
+                graph.eraseOutput(0)
+            together = graph.create("prim::ListConstruct", [named[name] for name in expected], 1)
+            graph.appendNode(together)
+            together.output().setType(torch._C.ListType(torch._C.TensorType.get()))
+            graph.registerOutput(together.output())
+            run = torch._C._create_function_from_graph("values", graph)
+            feeds = [torch.from_numpy(case.feeds[name]) for name in self.inputs]
+            with torch.no_grad():
+                return localise.as_arrays(list(expected), run(self.module._c, *feeds))
+
+        return localise.first_difference(subject, runtime.name, case, set(named), compute)
+
     def measured(self, usable: list[Runtime]) -> list[tuple[str, dict[str, Any]]]:
         return [
             (runtime.name, {"kind": self.target, "native": not self.portable})
@@ -130,6 +152,10 @@ def open_script_file(path: Path, target: str) -> ScriptFile:
         portable=note.portable,
         note=note,
     )
+
+
+def _is_value(value: Any) -> bool:
+    return value.debugName().startswith("v_") and isinstance(value.type(), torch._C.TensorType)
 
 
 def _freeze(module: Any) -> Any:

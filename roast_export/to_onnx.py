@@ -27,6 +27,7 @@ from torch.export import ExportedProgram
 
 from roast_export import onnx_ops
 from roast_export.errors import ExportError, InputError
+from roast_export.fold_norms import name_folded
 from roast_export.fuse import fuse_linear
 from roast_export.mapping import VERSION, Element, Mapping, Sign
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
@@ -73,6 +74,7 @@ def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
     _name_outputs(model, program)
     _name_nodes(model, layers)
     _name_arrays(model, layers)
+    name_folded(model, program)
     fuse_linear(model)
     _settle_dimensions(model, program, options.dim_names)
     _strip(model)

@@ -33,6 +33,9 @@ GRAPH_BYTES = 64 * 1024
 LAYER_BYTES = {False: 1024, True: 12 * 1024}
 """The size gate, by form: SLACK * stored tensors + GRAPH_BYTES + LAYER_BYTES for each layer."""
 
+LOOKUP_BYTES = 10 * 1024
+"""What a lookup takes beside, in the portable form: none of its arithmetic can be folded."""
+
 SMALLEST_WEIGHT = 64
 """Elements below which a tensor is not taken for an expanded weight."""
 
@@ -202,7 +205,9 @@ def _size_complaint(
     proto: onnx.ModelProto, layers: list[onnx.NodeProto], target: Path, portable: bool
 ) -> str | None:
     stored = sum(len(tensor.SerializeToString()) for tensor in proto.graph.initializer)
-    limit = int(SLACK * stored + GRAPH_BYTES + LAYER_BYTES[portable] * len(layers))
+    lookups = sum(node.op_type in onnx_ops.EMBEDDINGS for node in layers) if portable else 0
+    code = LAYER_BYTES[portable] * len(layers) + LOOKUP_BYTES * lookups
+    limit = int(SLACK * stored + GRAPH_BYTES + code)
     size = target.stat().st_size
     return f"has {size} bytes, more than {limit}" if size > limit else None
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from roast_export import torch_ops
+from roast_export.errors import RoastError
+from roast_export.libraries import torch_library_path
 from roast_export.program import quiet
 from roast_export.runtimes import Array, Run, Runtime
 
@@ -19,6 +21,15 @@ from roast_export.runtimes import Array, Run, Runtime
 def library_absent() -> str | None:
     """Why torch's operators run without the native library here, or None."""
     return torch_ops.LIBRARY_ABSENT
+
+
+def library_refused() -> str | None:
+    """Why a library that is there does not serve, or None."""
+    try:
+        torch_library_path()
+    except RoastError:
+        return None
+    return library_absent()
 
 
 def open_script(path: str | bytes) -> Run:
@@ -62,7 +73,7 @@ def torch_runtimes() -> list[Runtime]:
 def _forms(name: str, opener: Callable[[str | bytes], Run], portable: bool) -> list[Runtime]:
     if portable:
         return [Runtime(f"{name} portable", opener, lambda: None)]
-    native = Runtime(f"{name} native", opener, library_absent, native=True)
+    native = Runtime(f"{name} native", opener, library_absent, native=True, refused=library_refused)
     if library_absent() is None:
         return [native]
     return [native, Runtime(f"{name} without library", opener, lambda: None)]

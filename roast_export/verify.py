@@ -10,6 +10,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from torch.export import ExportedProgram
 from roast_export import gate, pte_file
 from roast_export.all_runtimes import all_runtimes, optional_runtimes
 from roast_export.aoti_file import open_aoti_file
-from roast_export.artifact import Artifact
+from roast_export.artifact import Artifact, expected_layer
 from roast_export.cases import Case, cases_for
 from roast_export.compare import compare_values, failed
 from roast_export.errors import ExportError, InputError, RoastError
@@ -45,6 +46,7 @@ from roast_export.pt2_file import open_pt2_file
 from roast_export.report import Check, Report
 from roast_export.runtimes import Run, Runtime
 from roast_export.script_file import open_script_file
+from roast_export.source import source_of
 from roast_export.subject import Subject
 from roast_export.untraced import untraced
 
@@ -70,12 +72,14 @@ def verify(
     rtol: float | None = None,
     progress: Progress | None = None,
     trust: bool = False,
+    require: Sequence[str] = (),
 ) -> Report:
     """Compare an exported file with the model it came from. A mismatch is in the report, not raised.
 
     path: .onnx, TorchScript, lite interpreter or .pt2; the content tells which.
     runtimes: names to use ("onnxruntime native", ...); "all"; default: those of
         onnxruntime, onnx and torch that fit the model's size.
+    require: names of runtimes that must take part, beside the others; one that cannot is a failure.
     atol, rtol: the bound on outputs; default ATOL, RTOL.
     trust: the file comes from someone you trust with running code on this machine (aoti only).
 
@@ -87,7 +91,7 @@ def verify(
     with evaluation(model):
         script = file.target in ("torchscript", "lite")
         program = program_of(model, example_inputs, _dynamic_of(file), script=script)
-        return prove(model, program, file, example_inputs, runtimes, atol, rtol, progress)
+        return prove(model, program, file, example_inputs, runtimes, atol, rtol, progress, require)
 
 
 def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
@@ -117,7 +121,7 @@ def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
 
 def complete(file: Artifact, program: Program, inputs: Inputs) -> None:
     """What a format keeps no record of is as the program has it; its lengths are the example's."""
-    if not file.names_weights and not file.layers:
+    if not file.layers:
         file.layers = [gate.stated(layer) for layer in layers_of(program)]
         arrays = {layer.array: layer.memory for layer in layers_of(program)}.values()
         file.array_bytes = sum(memory.numel() * memory.element_size() for memory in arrays)
@@ -158,6 +162,7 @@ def prove(
     atol: float | None = None,
     rtol: float | None = None,
     progress: Progress | None = None,
+    require: Sequence[str] = (),
 ) -> Report:
     """`verify` with the traced program at hand."""
     began = time.perf_counter()
@@ -176,7 +181,7 @@ def prove(
     report = gate.describe(subject)
     tell("structure", 0, 1)
     report.checks += [gate.size_check(report), *file.structure_checks(subject)]
-    usable = _usable(subject, runtimes, report)
+    usable = _usable(subject, runtimes, require, report)
     report.checks += gate.parameter_checks(subject)
     report.checks += weight_checks(subject, usable, tell)
     report.checks += output_checks(subject, usable, report, tell)
@@ -200,7 +205,15 @@ def weight_checks(subject: Subject, usable: list[Runtime], tell: Progress) -> li
         if _weight(layer) not in covered:
             checks.append(failed("file", "weight", layer.name, "", RoastError("the file has no such layer")))
     tell("weights", 1, 1)
-    return checks
+    return [_traced(check, subject.layers) for check in checks]
+
+
+def _traced(check: Check, layers: list[VirtualLayer]) -> Check:
+    """With the slot and the seed of the worst element, where a weight differs."""
+    layer = expected_layer(layers, check.name)
+    if check.passed or layer is None or len(check.index) != len(layer.mapping.shape):
+        return check
+    return replace(check, source=source_of(layer, check.index))
 
 
 def _weight(layer: VirtualLayer) -> tuple[str, Mapping, float]:
@@ -286,34 +299,51 @@ def _run_case(subject: Subject, runtime: Runtime, run: Run, case: Case, report: 
         yield compare_values(runtime.name, name, case.name, expected, actual, subject.atol, subject.rtol)
 
 
-def _usable(subject: Subject, wanted: Sequence[str] | None, report: Report) -> list[Runtime]:
+def _usable(
+    subject: Subject, wanted: Sequence[str] | None, require: Sequence[str], report: Report
+) -> list[Runtime]:
+    """The runtimes to use. What is missing is a named skip; what is required or refused, a failure."""
     known = subject.file.runtimes()
-    every = wanted is not None and "all" in wanted
+    _check_names([*(wanted or ()), *require], known)
+    here = {runtime.name for runtime in known}
+    for name in require:
+        if name not in here:
+            report.checks.append(_missing(name, f"it does not take {subject.file.target} files of this form"))
     optional = {runtime.name for runtime in optional_runtimes()}
-    everywhere = {runtime.name for runtime in [*known, *all_runtimes()]}
-    for name in wanted or ():
-        if name not in everywhere | {"all"}:
-            raise InputError(f"no runtime is called {name!r}; known are {', '.join(sorted(everywhere))}")
+    every = wanted is not None and "all" in wanted
     usable = []
     for runtime in known:
-        named = wanted is not None and runtime.name in wanted
+        named = runtime.name in (wanted or ()) or runtime.name in require
         if not named and not every and (wanted is not None or runtime.name in optional):
             continue
         reason = runtime.unavailable()
-        if (
-            reason is None
-            and not named
-            and runtime.limit is not None
-            and subject.virtual_elements > runtime.limit
-        ):
-            reason = (
-                f"{subject.virtual_elements:,} virtual weights; used up to {runtime.limit:,} unless asked for"
-            )
+        if reason is not None and (runtime.name in require or runtime.refused() is not None):
+            report.checks.append(_missing(runtime.name, reason))
+            continue
+        if reason is None and not named and runtime.limit is not None:
+            reason = _too_large(subject.virtual_elements, runtime.limit)
         if reason is None:
             usable.append(runtime)
         else:
             report.skipped[runtime.name] = reason
     return usable
+
+
+def _check_names(names: Sequence[str], known: list[Runtime]) -> None:
+    everywhere = {runtime.name for runtime in [*known, *all_runtimes()]}
+    for name in names:
+        if name not in everywhere | {"all"}:
+            raise InputError(f"no runtime is called {name!r}; known are {', '.join(sorted(everywhere))}")
+
+
+def _missing(runtime: str, reason: str) -> Check:
+    return failed(runtime, "output", "all outputs", "open", RoastError(reason))
+
+
+def _too_large(elements: int, limit: int) -> str | None:
+    if elements <= limit:
+        return None
+    return f"{elements:,} virtual weights; used up to {limit:,} unless asked for"
 
 
 def _dynamic_of(file: Artifact) -> dict[str, dict[int, str]] | None:

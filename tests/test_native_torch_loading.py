@@ -243,10 +243,11 @@ def test_another_version_is_refused(tmp_path):
     assert OURS.encode() + b"\0" in data
     other = tmp_path / Path(PATH).name
     other.write_bytes(data.replace(OURS.encode() + b"\0", OTHER.encode() + b"\0"))
+    code = "print(package())\nprint(hasattr(torch.ops.roast, 'gather'))"
+    refusal, loaded = run_python(code, ROAST_TORCH_LIBRARY=str(other)).split("\n")
+    assert refusal.startswith(f"RoastError {other} is of another version than roast-export {OURS}; build the")
+    assert loaded == "False", "torch would keep the operators"
     text = f"RoastError two versions of roast-export in one process: {OURS} from "
-    printed = run_python("print(package())", ROAST_TORCH_LIBRARY=str(other))
-    assert printed.startswith(text)
-    assert f"{OTHER} from {other}; keep one of them" in printed
     printed = run_python(f"print(status({str(other)!r}))\nprint(package())")
     assert printed.startswith(f"fine\n{text}")
     assert f"{OTHER} from a library that the program has loaded itself; keep one of them" in printed
