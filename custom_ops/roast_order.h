@@ -17,9 +17,11 @@ inline bool has_panels(const Mapping& m) {
          !may_wrap(m) && !draws_elements(m) && !draws_signs(m);
 }
 
-// Numbers of tile rows and columns share a word.
+// Numbers of tile rows and columns share a word. Whole tiles are multiplied, so most of what they
+// hold must be there.
 inline bool has_order(const roast_plan& p) {
-  return has_panels(p.map) && p.grid_i <= 0xffff && p.grid_j <= 0xffff;
+  return has_panels(p.map) && p.grid_i <= 0xffff && p.grid_j <= 0xffff &&
+         p.grid_j * p.map.tile_c <= 2 * p.map.rows;
 }
 
 // Tile columns are cut into slices for threads; each has an order of its own. A slice of an array
