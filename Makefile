@@ -120,6 +120,12 @@ cross: $(CROSS_READY)
 
 # ---- Phones, boards and browsers ----
 
+# A system's package where a program is not on the path and apt may install it; else its user is told why not.
+define apt
+	@command -v $(1) >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing $(1)" && \
+	  apt-get -qq update && apt-get -qq install -y $(1) >/dev/null; } || echo "$(1) is not here: install the package $(1)"
+endef
+
 WEB_READY := build/web/.ready
 EXECUTORCH_READY := build/executorch/.ready
 EXECUTORCH_ARM64_READY := build/executorch-arm64/.ready
@@ -154,15 +160,19 @@ $(EXECUTORCH_ARM64_READY): $(QEMU_READY) custom_ops/executorch_op.cc $(KERNEL_SO
 	@$(BIN)/python custom_ops/cross/executorch_arm.py -o $(@D)
 	@touch $@
 
+.PHONY: chromium debootstrap
+chromium debootstrap:
+	$(call apt,$@)
+
 # What a machine lacks is a named skip; a run in which nothing was verified fails. Leaves out/matrix-*.html.
-mobile: setup $(CROSS_READY) $(QEMU_READY) $(WEB_READY) $(EXECUTORCH_READY) $(EXECUTORCH_ARM64_READY)
+mobile: chromium setup $(CROSS_READY) $(QEMU_READY) $(WEB_READY) $(EXECUTORCH_READY) $(EXECUTORCH_ARM64_READY)
 	@ROAST_MOBILE=1 $(BIN)/python -m pytest $(MOBILE_TESTS) -rs $(ARGS)
 
 # ---- A minimal build of ONNX Runtime ----
 
 MINIMAL_READY := build/minimal/.ready
 
-$(MINIMAL_READY): $(wildcard $(addprefix custom_ops/minimal/*.,py cmake h)) custom_ops/cross/ort_run.c custom_ops/cross/ort_host_abi.h | $(VENV_READY)
+$(MINIMAL_READY): $(wildcard $(addprefix custom_ops/minimal/*.,py cmake h)) custom_ops/cross/ort_run.c custom_ops/cross/ort_host_abi.h | debootstrap $(VENV_READY)
 	@$(BIN)/python custom_ops/minimal/build_minimal.py -o $(@D)
 	@touch $@
 
