@@ -131,7 +131,8 @@ EXECUTORCH_READY := build/executorch/.ready
 EXECUTORCH_ARM64_READY := build/executorch-arm64/.ready
 EXECUTORCH_TOOLS := $(VENV)/.ready-executorch
 KERNEL_SOURCES := $(filter-out custom_ops/roast_scatter.cc,$(wildcard custom_ops/roast_*.cc))
-MOBILE_TESTS := $(patsubst %,tests/test_%.py,mobile cross qemu qemu_onnxruntime qemu_executorch to_ort web executorch executorch_xnnpack pte_proof bundle matrix_models)
+# The longest first.
+MOBILE_TESTS := $(patsubst %,tests/test_%.py,matrix_models mobile cross qemu qemu_onnxruntime qemu_executorch to_ort web executorch executorch_xnnpack pte_proof bundle)
 
 $(WEB_READY):
 	@echo "fetching onnxruntime-web"
@@ -166,7 +167,7 @@ chromium debootstrap:
 
 # What a machine lacks is a named skip; a run in which nothing was verified fails. Leaves out/matrix-*.html.
 mobile: chromium setup $(CROSS_READY) $(QEMU_READY) $(WEB_READY) $(EXECUTORCH_READY) $(EXECUTORCH_ARM64_READY)
-	@ROAST_MOBILE=1 $(BIN)/python -m pytest $(MOBILE_TESTS) -rs $(ARGS)
+	@ROAST_MOBILE=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(MOBILE_TESTS) -rs $(ARGS)
 
 # ---- A minimal build of ONNX Runtime ----
 

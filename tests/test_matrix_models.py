@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from matrix_models import MODELS, recommender
+from matrix_models import MODELS
 
 import roast_export
 from roast_export import runtime_executorch
@@ -124,23 +124,6 @@ def check_cell(matrix: Matrix, target: str, portable: bool, runtime: str) -> Non
     compared = {check.name.partition("#")[0] for check in weights}
     assert compared == {layer.name.partition("#")[0] for layer in cell.report.layers}
     assert all(check.bound == 0 for check in weights)
-
-
-@pytest.mark.skipif(not MOBILE, reason="gigabytes of tables to compare; `make mobile` does")
-def test_the_recommender_in_full(tmp_path):
-    """160 million virtual weights, in the runtimes that can take them."""
-    subject, paths = recommender(shrink=1), [tmp_path / "r.onnx", tmp_path / "r.ts"]
-    for path, target in zip(paths, ("onnx", "torchscript"), strict=True):
-        options = {"dynamic_shapes": subject.dynamic, "verify": False}
-        roast_export.export(subject.model, path, to=target, example_inputs=subject.inputs, **options)
-    wanted = ["onnxruntime native", "torchscript native"]
-    for path, runtime in zip(paths, wanted, strict=True):
-        report = roast_export.verify(
-            subject.model, path, example_inputs=subject.inputs, runtimes=[runtime], require=[runtime]
-        )
-        assert report.passed, str(report)
-        weights = [c for c in report.checks if c.kind == "weight" and c.runtime == runtime]
-        assert sum(check.elements for check in weights) == 160_458_928
 
 
 def test_control_a_cell_that_is_red_or_absent_is_seen(tmp_path):
