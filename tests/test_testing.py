@@ -8,8 +8,8 @@ from models import SMALL_DYNAMIC, Small, small_inputs
 from onnx import numpy_helper
 
 import roast_export
-from roast_export import runtimes
 from roast_export.errors import InputError
+from roast_export.runtimes import library_refused
 from roast_export.testing import assert_export_matches
 
 PORTABLE, WEB = "onnxruntime portable", "onnxruntime-web node"
@@ -113,7 +113,7 @@ def test_a_library_that_is_refused_is_a_failure_and_a_missing_one_is_not(model, 
     text = complaint(model, good[0])
     assert "onnxruntime native" in text
     assert "text.so" in text
-    assert runtimes.library_refused() is not None
+    assert library_refused() is not None
 
 
 def test_a_name_that_no_runtime_has(model, good):
