@@ -24,7 +24,7 @@ from roast_export.probe import CHUNK, check_product, check_rows, expected_weight
 from roast_export.program import VirtualLayer
 from roast_export.pte_program import Call, PteProgram
 from roast_export.report import Check
-from roast_export.runtimes import Run, Runtime
+from roast_export.runtimes import Run, Runtime, run_all
 
 
 def array_of(call: Call) -> int:
@@ -54,7 +54,7 @@ def check_native(program: PteProgram, value: int, layer: VirtualLayer, runtime: 
     if kind == "linear" and np.isfinite(expected).all():
         n = max(1, min(expected.shape[1], CHUNK // max(expected.shape)))
         with opened(runtime, operator_alone(program, call, kind, n)) as run:
-            yield check_product(expected, layer.name, runtime.name, lambda x: _padded(run, x, n))
+            yield check_product(expected, layer.name, runtime, lambda x: _padded(run, x, n))
 
 
 def check_portable(
@@ -91,7 +91,7 @@ def _by_blocks(
 
     def look_up(ids: NDArray[np.int64]) -> NDArray[np.float32]:
         blocks = np.resize(ids, (-(-len(ids) // n), *shape)).astype(dtype)
-        rows = [run({"ids": block})[0].reshape(n, -1) for block in blocks]
+        rows = [out[0].reshape(n, -1) for out in run_all(run, [{"ids": block} for block in blocks])]
         return np.concatenate(rows)[: len(ids)]
 
     return look_up

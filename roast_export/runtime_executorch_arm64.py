@@ -7,20 +7,21 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from roast_export.built import build_folder, missing
 from roast_export.errors import RoastError
 from roast_export.runtime_qemu import LIMIT, command_of
-from roast_export.runtimes import Array, Run, Runtime
-from roast_export.tensor_file import decode, encode, run_program
+from roast_export.runtimes import Array, ProcessRun, Run, Runtime
+from roast_export.tensor_file import decode_all, encode, run_program
 
 
 def runtimes() -> list[Runtime]:
     """ExecuTorch on 64-bit ARM without our operators, and with them."""
     return [
-        Runtime("executorch arm64 portable", open_portable, unavailable, limit=LIMIT),
-        Runtime("executorch arm64 native", open_native, native_unavailable, native=True, limit=LIMIT),
+        Runtime("executorch arm64 portable", open_portable, unavailable, limit=LIMIT, emulated=True),
+        Runtime("executorch arm64 native", open_native, native_unavailable, native=True, limit=LIMIT, emulated=True),
     ]
 
 
@@ -28,7 +29,7 @@ def xnnpack_runtimes(native: bool) -> list[Runtime]:
     """The same for files that leave to XNNPACK what is not virtual. native: they hold our operators."""
     found = native_unavailable if native else unavailable
     run = open_native if native else open_portable
-    return [Runtime("executorch arm64 xnnpack", run, found, native=native, limit=LIMIT)]
+    return [Runtime("executorch arm64 xnnpack", run, found, native=native, limit=LIMIT, emulated=True)]
 
 
 def unavailable() -> str | None:
@@ -54,16 +55,16 @@ def _open(path: str | bytes, library: str, *isa: int) -> Run:
     if isinstance(path, bytes):
         raise RoastError("a .pte is opened by its path")
 
-    def run(inputs: dict[str, Array]) -> list[Array]:
+    def all_of(sets: Sequence[dict[str, Array]]) -> list[list[Array]]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            (folder / "in").write_bytes(encode(inputs))
+            (folder / "in").write_bytes(b"".join(encode(inputs) for inputs in sets))
             files = (path, library, folder / "in", folder / "out")
             words = [*command_of(_program()), *files, *map(str, isa)]
             run_program("executorch on arm64", words)
-            return decode((folder / "out").read_bytes())
+            return decode_all((folder / "out").read_bytes())
 
-    return run
+    return ProcessRun(all_of)
 
 
 def _program() -> Path:

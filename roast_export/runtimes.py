@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,24 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Run = Callable[[dict[str, Array]], list[Array]]
+
+
+@dataclass(frozen=True)
+class ProcessRun:
+    """A Run that starts a program, and so takes any number of inputs in one go.
+
+    all_of: sets of inputs in, the outputs of each out.
+    """
+
+    all_of: Callable[[Sequence[dict[str, Array]]], list[list[Array]]]
+
+    def __call__(self, inputs: dict[str, Array]) -> list[Array]:
+        return self.all_of([inputs])[0]
+
+
+def run_all(run: Run, sets: Sequence[dict[str, Array]]) -> list[list[Array]]:
+    """The outputs of every set of inputs."""
+    return run.all_of(sets) if isinstance(run, ProcessRun) else [run(inputs) for inputs in sets]
 
 DISABLE_FOLDING = "optimization.disable_specified_optimizers"
 """Session entry; set to "ConstantFolding" it keeps virtual weights virtual without the library."""
@@ -50,6 +68,8 @@ class Runtime:
     """Whether it uses the operator library."""
     limit: int | None = None
     """Most virtual elements it is used for unless asked for by name."""
+    emulated: bool = False
+    """Whether each of its instructions takes some thirty of this machine's."""
     refused: Callable[[], str | None] = lambda: None
     """Why a library that is there cannot serve, or None: that is a failure, a missing one is a skip."""
 

@@ -136,7 +136,7 @@ class ScriptFile(Artifact):
                 with torch.no_grad():
                     return linear(torch.from_numpy(x), None).numpy()
 
-            yield probe.check_product(expected, layer.name, runtime.name, product)
+            yield probe.check_product(expected, layer.name, runtime, product)
 
 
 def open_script_file(path: Path, target: str) -> ScriptFile:

@@ -38,8 +38,21 @@ def encode(tensors: dict[str, Array]) -> bytes:
 
 def decode(data: bytes) -> list[Array]:
     """The tensors of a file that such a program wrote."""
-    (count,) = struct.unpack_from("<q", data)
-    place, tensors = 8, []
+    return _decode(data, 0)[0]
+
+
+def decode_all(data: bytes) -> list[list[Array]]:
+    """The same of a file of several sets, one after the other."""
+    place, sets = 0, []
+    while place < len(data):
+        tensors, place = _decode(data, place)
+        sets.append(tensors)
+    return sets
+
+
+def _decode(data: bytes, place: int) -> tuple[list[Array], int]:
+    (count,) = struct.unpack_from("<q", data, place)
+    place, tensors = place + 8, []
     for _ in range(count):
         name_bytes, kind, rank, size = struct.unpack_from("<4q", data, place)
         shape = struct.unpack_from(f"<{rank}q", data, place + 32)
@@ -47,7 +60,7 @@ def decode(data: bytes) -> list[Array]:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
         tensors.append(np.frombuffer(data[place : place + size], dtype).reshape(shape))
         place += size + -size % 8
-    return tensors
+    return tensors, place
 
 
 def _padded(data: bytes) -> bytes:

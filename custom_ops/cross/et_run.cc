@@ -1,9 +1,10 @@
-// Runs a .pte once in ExecuTorch, with the operator library or without it.
+// Runs a .pte in ExecuTorch, with the operator library or without it.
 //
 //   et_run MODEL LIBRARY|- INPUTS OUTPUTS [ISA]
 //
-// INPUTS and OUTPUTS: tensor_file.h; inputs are taken in order, outputs have no names. ISA: the
-// number of an instruction set in roast_kernel.h, which the library must have.
+// INPUTS: tensor_file.h, once for every run, one after the other; taken in order. OUTPUTS: the
+// same, without names. ISA: the number of an instruction set in roast_kernel.h, which the library
+// must have.
 #include <dlfcn.h>
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
@@ -12,6 +13,8 @@
 
 #include "tensor_file.h"
 
+using executorch::aten::Device;
+using executorch::aten::DeviceType;
 using executorch::aten::ScalarType;
 using executorch::aten::SizesType;
 using executorch::aten::Tensor;
@@ -67,7 +70,9 @@ TensorPtr read_tensor(FILE* file) {
   std::vector<SizesType> sizes(dims, dims + head.rank);
   free(dims);
   free(name);
-  return executorch::extension::make_tensor_ptr(std::move(sizes), data, type_of(head.type));
+  return executorch::extension::make_tensor_ptr(
+      std::move(sizes), data, type_of(head.type), Device(DeviceType::CPU),
+      executorch::aten::TensorShapeDynamism::DYNAMIC_BOUND, free);
 }
 
 void write_tensor(FILE* file, const Tensor& tensor) {
@@ -102,7 +107,9 @@ int main(int argc, char** argv) {
   if (in == nullptr || out == nullptr) {
     fail(in == nullptr ? argv[3] : argv[4], "cannot be opened");
   }
-  run(module, in, out);
+  do {
+    run(module, in, out);
+  } while (!at_end(in));
   fclose(in);
   return fclose(out) == 0 ? 0 : 1;
 }

@@ -56,6 +56,12 @@ static inline void* read_bytes(FILE* file, int64_t bytes) {
   return found;
 }
 
+static inline int at_end(FILE* file) {
+  const int next = fgetc(file);
+  if (next != EOF) ungetc(next, file);
+  return next == EOF;
+}
+
 static inline int64_t read_count(FILE* file) {
   int64_t count = 0;
   if (fread(&count, 8, 1, file) != 1 || count < 0 || count > MOST_TENSORS) {
