@@ -36,8 +36,8 @@ struct Segment {
   uint32_t packed[kMaxGroups];
 };
 
-// y[rows, groups * 16], first `cols` columns: starts (`first`) or goes on with sums over the
-// segments' inputs, and finishes them (`last`) as y * scale + bias.
+// y[rows, groups * 16], first `cols` columns, becomes sums * scale + bias, where sums go over the
+// segments' inputs and, if these are not the first ones, y.
 template <class T>
 struct PanelJob {
   const T* memory;
@@ -51,8 +51,10 @@ struct PanelJob {
   int64_t y_stride, cols;
   float scale;
   const float* bias;  // may be null
-  bool first, last;
+  bool first;
   bool near;  // no need to fetch tiles ahead
+  // Where whole blocks leave what they read, float[inputs, groups * 16] with signs, or null.
+  float* copy;
 };
 
 // `length` consecutive inputs of kDotOutputs outputs.

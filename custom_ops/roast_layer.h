@@ -12,10 +12,12 @@ namespace roast {
 // and a deeper one for two.
 constexpr int64_t kDepth = 1024, kDepthOfTwo = 2048;
 constexpr int64_t kGatherDepth = 256;
+// Elements of a panel that is copied for the blocks of rows to come, and how many make up for it.
+constexpr int64_t kCopyNumel = int64_t{1} << 13, kLeastCopied = 5, kLeastNearCopied = 8;
 // Tiles of a pass, in the direction of inputs.
 constexpr int64_t kMaxSegments = 256;
 // The rows that one pass goes over: their inputs stay in the second cache level for all panels.
-constexpr int64_t kChunkRows = 48;
+constexpr int64_t kChunkRows = 48, kCopyRows = 192;
 // Rows up to which tiles are better taken by their places: where tiles overlap, and more where the
 // array is far from the processor.
 constexpr int64_t kMostTileRows = 4, kMostFarTileRows = 8, kFarArray = int64_t{1} << 18;
@@ -44,13 +46,13 @@ struct Layer {
   const roast_plan* plan;
   int64_t n, in, out;
   Mode mode;
-  // Blocks of rows: the first `longer` have one row more than `rows`.
-  int64_t blocks, rows, longer;
-  int64_t width;     // outputs of a panel
-  int64_t depth;     // inputs of a pass
-  int64_t lead;      // the first pass is this much shorter, so that passes cut no tile
-  int64_t segments;  // of a pass, at most
-  int64_t chunk;     // blocks of a chunk of rows
+  int64_t blocks, block_rows;  // of rows
+  bool copies;                 // the first block of a chunk leaves each panel to the others
+  int64_t width;               // outputs of a panel
+  int64_t depth;               // inputs of a pass
+  int64_t lead;                // the first pass is this much shorter, so that passes cut no tile
+  int64_t segments;            // of a pass, at most
+  int64_t chunk;               // blocks of a chunk of rows
   // A part is some panels of some chunks: part p has slice p mod `slices` of the panels.
   int64_t per_part, slices, part_blocks, parts;
   // x as the micro-kernels read it, [pass][block][input][row], and the rest for each part.
@@ -112,7 +114,7 @@ inline void cut_inputs(Layer* l) {
   const int64_t tile = l->mode == kDots ? m.tile_c : m.tile_r;
   const int64_t origin = l->mode == kDots ? m.origin_c : m.origin_r;
   const bool once = l->mode == kDots || l->blocks == 1;
-  const int64_t deep = l->blocks <= 2 ? kDepthOfTwo : kDepth;
+  const int64_t deep = l->copies ? kCopyNumel / l->width : l->blocks <= 2 ? kDepthOfTwo : kDepth;
   const int64_t most = once ? kMaxSegments * min64(tile, deep) : deep;
   if (tile >= most) {
     l->depth = most;
@@ -137,7 +139,8 @@ inline void cut_parts(Layer* l) {
   const int64_t by_scratch = max64(kMaxScratch / static_cast<int64_t>(l->part_bytes), 4);
   const int64_t most = max64(min64(by_scratch, by_work), 1);
   l->chunk = l->blocks;
-  if (l->mode == kPanels) l->chunk = ceil_div(l->blocks, ceil_div(l->n, kChunkRows));
+  const int64_t rows = l->copies ? kCopyRows : kChunkRows;
+  if (l->mode == kPanels) l->chunk = ceil_div(l->blocks, ceil_div(l->n, rows));
   const int64_t chunks = ceil_div(l->blocks, l->chunk);
   const int64_t part_chunks = ceil_div(chunks, min64(chunks, most));
   const int64_t row_parts = ceil_div(chunks, part_chunks);
@@ -169,8 +172,9 @@ inline Layer cut_layer(const roast_plan* p, int type, size_t n) {
                         : l.mode == kTiles ? isa.tile_rows
                                            : isa.rows;
   l.blocks = ceil_div(l.n, block);
-  l.rows = l.n / l.blocks;
-  l.longer = l.n % l.blocks;
+  l.block_rows = block;
+  l.copies = l.mode == kPanels && isa.tile_rows > 0 &&
+             l.blocks >= (is_near(m) ? kLeastNearCopied : kLeastCopied);
   if (l.mode == kTiles) {
     cut_tiles(&l);
     return l;
@@ -182,7 +186,7 @@ inline Layer cut_layer(const roast_plan* p, int type, size_t n) {
   const bool packs = l.mode != kDots && l.n > 1;
   l.packed_bytes = packs ? round_up(static_cast<size_t>(l.n * l.in) * sizeof(float)) : 0;
   const size_t panel = round_up(static_cast<size_t>(l.width * l.depth) * sizeof(float));
-  l.part_bytes = list_bytes(l) + (makes_panels(l) ? 2 * panel : 0);
+  l.part_bytes = list_bytes(l) + (makes_panels(l) ? 2 * panel : l.copies ? panel : 0);
   cut_parts(&l);
   return l;
 }
@@ -191,9 +195,12 @@ struct Block {
   int64_t first, rows;
 };
 
-// Blocks differ by one row at most: a block of few rows is a slow one.
+// All blocks are whole but the last two, which share what is left: a block of few rows is slow.
 inline Block block_of(const Layer& l, int64_t k) {
-  return Block{k * l.rows + min64(k, l.longer), l.rows + (k < l.longer ? 1 : 0)};
+  const int64_t whole = max64(l.blocks - 2, 0), first = k * l.block_rows;
+  if (k < whole) return Block{first, l.block_rows};
+  const int64_t rest = l.n - whole * l.block_rows, half = l.blocks < 2 ? rest : (rest + 1) / 2;
+  return k == whole ? Block{first, half} : Block{l.n - rest + half, rest - half};
 }
 
 // Outputs of the panel at `first`. There are micro-kernels for powers of two only.

@@ -107,9 +107,10 @@ void run_blocks(const Layer& l, const Call& call, const Run& run, PanelJob<T>* j
   const int64_t width = width_at(l, run.first);
   job->y_stride = l.out;
   job->cols = min64(width, l.out - run.first);
-  job->bias = call.bias != nullptr ? call.bias + run.first : nullptr;
   job->first = run.begin == 0;
-  job->last = run.end == l.in;
+  const bool last = run.end == l.in;
+  job->bias = last && call.bias != nullptr ? call.bias + run.first : nullptr;
+  if (!last) job->scale = 1.0f;
   job->near = makes_panels(l) || roast::is_near(l.plan->map);
   for (int64_t block = run.block; block < run.last_block; ++block) {
     const Block rows = block_of(l, block);
@@ -118,7 +119,31 @@ void run_blocks(const Layer& l, const Call& call, const Run& run, PanelJob<T>* j
     ops_of<T>(*l.plan).panel(*job, static_cast<int>(rows.rows), static_cast<int>(width / kGroup));
     // What the first block has read the others find in the cache.
     job->near = true;
+    job->copy = nullptr;
   }
+}
+
+// The one segment of a panel in scratch memory.
+Segment whole_panel(const Run& run) {
+  Segment segment;
+  segment.first = 0;
+  segment.rows = static_cast<int32_t>(run.end - run.begin);
+  segment.packed[0] = 0;
+  return segment;
+}
+
+PanelJob<float> panel_job(const Layer& l, const float* panel, const Segment* segment) {
+  PanelJob<float> job;
+  job.memory = panel;
+  job.stride = l.width;
+  for (int64_t g = 0; g < kMaxGroups; ++g) {
+    job.offset[g] = g * kGroup;
+    job.tile[g] = 0;
+  }
+  job.segments = segment;
+  job.n_segments = 1;
+  job.copy = nullptr;
+  return job;
 }
 
 // From a panel of the weight in `scratch`.
@@ -131,24 +156,13 @@ void run_gathered(const Layer& l, const T* memory, const Call& call, const Run& 
   } else {
     roast::gather_panel(l, memory, run.first, run.begin, run.end, scratch);
   }
-  Segment segment;
-  segment.first = 0;
-  segment.rows = static_cast<int32_t>(run.end - run.begin);
-  segment.packed[0] = 0;
-  PanelJob<float> job;
-  job.memory = scratch.panel;
-  job.stride = l.width;
-  for (int64_t g = 0; g < kMaxGroups; ++g) {
-    job.offset[g] = g * kGroup;
-    job.tile[g] = 0;
-  }
-  job.segments = &segment;
-  job.n_segments = 1;
+  const Segment segment = whole_panel(run);
+  PanelJob<float> job = panel_job(l, scratch.panel, &segment);
   job.scale = turned ? l.plan->scale : 1.0f;
   run_blocks(l, call, run, &job);
 }
 
-// Straight from the array.
+// Straight from the array; where there are many blocks, the first one copies what it reads.
 template <class T>
 void run_in_place(const Layer& l, const T* memory, const Call& call, const Run& run,
                   const Scratch& scratch) {
@@ -163,7 +177,17 @@ void run_in_place(const Layer& l, const T* memory, const Call& call, const Run& 
   job.segments = scratch.segments;
   job.n_segments = list_segments(l, columns, run.begin, run.end, scratch.segments);
   job.scale = l.plan->scale;
-  run_blocks(l, call, run, &job);
+  job.copy = nullptr;
+  if (!l.copies || block_of(l, run.block).rows < l.block_rows) {
+    return run_blocks(l, call, run, &job);
+  }
+  job.copy = scratch.panel;
+  run_blocks(l, call, Run{run.first, run.begin, run.end, run.block, run.block + 1}, &job);
+  const Segment segment = whole_panel(run);
+  PanelJob<float> rest = panel_job(l, scratch.panel, &segment);
+  rest.stride = width_at(l, run.first);
+  rest.scale = l.plan->scale;
+  run_blocks(l, call, Run{run.first, run.begin, run.end, run.block + 1, run.last_block}, &rest);
 }
 
 template <class T>

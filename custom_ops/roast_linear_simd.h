@@ -25,67 +25,92 @@ template <int kRows, int kGroups>
 ROAST_INLINE void turn(V::Reg (&sums)[kRows][kGroups * kParts], uint32_t (&now)[kGroups],
                        const uint32_t (&wanted)[kGroups]) {
   uint32_t any = 0;
+  ROAST_UNROLL
   for (int g = 0; g < kGroups; ++g) any |= now[g] ^ wanted[g];
   if (any == 0) return;
+  ROAST_UNROLL
   for (int g = 0; g < kGroups; ++g) {
     const V::Mask change = V::mask(now[g] ^ wanted[g]);
     now[g] = wanted[g];
+    ROAST_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      ROAST_UNROLL
       for (int v = g * kParts; v < (g + 1) * kParts; ++v) sums[r][v] = V::flip(sums[r][v], change);
     }
   }
 }
 
+enum Source { kNear, kFarAway, kCopied };
+
 // Adds `rows` inputs, and fetches as much of a tile to come: tiles start anywhere in the array,
 // which no processor foresees. One input at a time: sums fill the registers, and a longer loop
-// spills.
-template <bool kFetch, int kRows, int kGroups, class T>
+// spills. kCopied: what is read goes to `copy` too, with its sign, for the blocks of rows to come.
+template <Source kFrom, int kRows, int kGroups, class T>
 ROAST_INLINE void multiply(V::Reg (&sums)[kRows][kGroups * kParts], const T* const (&b)[kGroups],
                            const T* const (&ahead)[kGroups], int64_t stride, int64_t rows,
-                           const float* a) {
+                           const float* a, float* copy, const uint32_t (&sign)[kGroups]) {
   constexpr int kWide = kGroups * kParts;
   const int64_t end = rows * stride;
+  V::Mask flips[kGroups];
+  ROAST_UNROLL
+  for (int g = 0; kFrom == kCopied && g < kGroups; ++g) flips[g] = V::mask(sign[g]);
   for (int64_t k = 0; k < end; k += stride, a += kRows) {
     V::Reg w[kWide];
+    ROAST_UNROLL
     for (int v = 0; v < kWide; ++v) w[v] = V::load(b[v / kParts] + k + v % kParts * V::kLanes);
-    for (int g = 0; kFetch && g < kGroups; ++g) V::prefetch(ahead[g] + k);
+    ROAST_UNROLL
+    for (int g = 0; kFrom != kNear && g < kGroups; ++g) V::prefetch(ahead[g] + k);
+    ROAST_UNROLL
+    for (int v = 0; kFrom == kCopied && v < kWide; ++v) {
+      w[v] = V::flip(w[v], flips[v / kParts]);
+      V::store(copy + v * V::kLanes, w[v]);
+    }
+    copy += kFrom == kCopied ? kWide * V::kLanes : 0;
+    ROAST_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const V::Reg x = V::set1(a[r]);
+      ROAST_UNROLL
       for (int v = 0; v < kWide; ++v) sums[r][v] = V::fma(x, w[v], sums[r][v]);
     }
   }
 }
 
-// y = sums, or y + sums; after the last inputs times the scale, plus the bias.
+// y = sums or y + sums, times the scale, plus the bias.
 template <int kRows, int kGroups, class T>
 ROAST_INLINE void finish(const PanelJob<T>& job, V::Reg (&sums)[kRows][kGroups * kParts]) {
   constexpr int kWide = kGroups * kParts;
   float* const y = job.y;
+  const float* const bias = job.bias;
   const int64_t stride = job.y_stride;
-  const auto at = [=](int r, int v) { return y + r * stride + v * V::kLanes; };
   if (!job.first) {
+    ROAST_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kWide; ++v) sums[r][v] = V::add(sums[r][v], V::load(at(r, v)));
+      ROAST_UNROLL
+      for (int v = 0; v < kWide; ++v) {
+        sums[r][v] = V::add(sums[r][v], V::load(y + r * stride + v * V::kLanes));
+      }
     }
   }
-  if (job.last) {
-    const V::Reg scale = V::set1(job.scale);
-    const float* const from = job.bias;
-    for (int v = 0; v < kWide; ++v) {
-      const V::Reg bias = from != nullptr ? V::load(from + v * V::kLanes) : V::zero();
-      for (int r = 0; r < kRows; ++r) sums[r][v] = V::fma(sums[r][v], scale, bias);
+  const V::Reg scale = V::set1(job.scale);
+  ROAST_UNROLL
+  for (int v = 0; v < kWide; ++v) {
+    const V::Reg b = bias != nullptr ? V::load(bias + v * V::kLanes) : V::zero();
+    ROAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      V::store(y + r * stride + v * V::kLanes, V::fma(sums[r][v], scale, b));
     }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kWide; ++v) V::store(at(r, v), sums[r][v]);
   }
 }
 
 template <int kRows, int kGroups, class T>
 void panel(const PanelJob<T>& job) {
+  constexpr bool kCopies = kFar && kRows == V::kRows;
   V::Reg sums[kRows][kGroups * kParts];
+  ROAST_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    ROAST_UNROLL
     for (int v = 0; v < kGroups * kParts; ++v) sums[r][v] = V::zero();
+    ROAST_UNROLL
     for (int g = 0; g < kGroups; ++g) V::prefetch(job.y + r * job.y_stride + g * kGroup);
   }
   uint32_t sign[kGroups] = {};
@@ -97,26 +122,35 @@ void panel(const PanelJob<T>& job) {
   };
   // Two tiles ahead: one takes less time than memory does.
   const T *b[kGroups], *next[kGroups], *ahead[kGroups];
+  ROAST_UNROLL
   for (int g = 0; g < kGroups; ++g) {
     next[g] = tile(0, g);
     ahead[g] = tile(last < 1 ? last : 1, g);
   }
-  for (int64_t s = 0; s <= last; ++s) {
+  int64_t s = 0;
+  do {
     uint32_t wanted[kGroups];
+    ROAST_UNROLL
     for (int g = 0; g < kGroups; ++g) {
       b[g] = next[g];
       next[g] = ahead[g];
       if (s + 2 <= last) ahead[g] = tile(s + 2, g);
       wanted[g] = segments[s].packed[job.tile[g]] & kNegative;
     }
-    turn<kRows, kGroups>(sums, sign, wanted);
-    const float* const a = job.inputs + int64_t{segments[s].first} * kRows;
-    if (!kFar || job.near) {
-      multiply<false>(sums, b, ahead, job.stride, segments[s].rows, a);
+    const int64_t first = segments[s].first, rows = segments[s].rows;
+    const float* const a = job.inputs + first * kRows;
+    if (kCopies && job.copy != nullptr) {
+      float* const copy = job.copy + first * kGroups * kGroup;
+      multiply<kCopied>(sums, b, ahead, job.stride, rows, a, copy, wanted);
     } else {
-      multiply<true>(sums, b, ahead, job.stride, segments[s].rows, a);
+      turn<kRows, kGroups>(sums, sign, wanted);
+      if (!kFar || job.near) {
+        multiply<kNear>(sums, b, ahead, job.stride, rows, a, nullptr, wanted);
+      } else {
+        multiply<kFarAway>(sums, b, ahead, job.stride, rows, a, nullptr, wanted);
+      }
     }
-  }
+  } while (++s <= last);
   turn<kRows, kGroups>(sums, sign, plus);
   finish<kRows, kGroups>(job, sums);
 }
@@ -185,17 +219,24 @@ ROAST_INLINE void add_strip(const T* b, const T* ahead, int64_t stride, int64_t 
                             int64_t to_stride) {
   constexpr int kWide = kGroups * kParts, kPhases = tile_phases(kRows, kGroups);
   V::Reg sums[kPhases][kRows][kWide];
+  ROAST_UNROLL
   for (int p = 0; p < kPhases; ++p) {
+    ROAST_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      ROAST_UNROLL
       for (int v = 0; v < kWide; ++v) sums[p][r][v] = V::zero();
     }
   }
   const auto add = [&](int p, int64_t k) __attribute__((always_inline)) {
     V::Reg w[kWide];
+    ROAST_UNROLL
     for (int v = 0; v < kWide; ++v) w[v] = V::load(b + v * V::kLanes);
+    ROAST_UNROLL
     for (int g = 0; g < kGroups; ++g) V::prefetch(ahead + g * kGroup);
+    ROAST_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const V::Reg a = V::set1(x[r * x_stride + k]);
+      ROAST_UNROLL
       for (int v = 0; v < kWide; ++v) sums[p][r][v] = V::fma(a, w[v], sums[p][r][v]);
     }
     b += stride;
@@ -203,12 +244,16 @@ ROAST_INLINE void add_strip(const T* b, const T* ahead, int64_t stride, int64_t 
   };
   int64_t k = 0;
   for (; k + kPhases <= depth; k += kPhases) {
+    ROAST_UNROLL
     for (int p = 0; p < kPhases; ++p) add(p, k + p);
   }
   for (; k < depth; ++k) add(0, k);
+  ROAST_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    ROAST_UNROLL
     for (int v = 0; v < kWide; ++v) {
       V::Reg sum = sums[0][r][v];
+      ROAST_UNROLL
       for (int p = 1; p < kPhases; ++p) sum = V::add(sum, sums[p][r][v]);
       float* const y = to + r * to_stride + v * V::kLanes;
       V::store(y, V::add(V::load(y), V::flip(sum, sign)));
@@ -258,27 +303,34 @@ void any_tiles(const TileJob<T>& job, int rows) {
 template <int kRows, class T>
 void dot(const DotJob<T>& job) {
   V::Reg sums[kRows][kDotOutputs];
+  ROAST_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    ROAST_UNROLL
     for (int o = 0; o < kDotOutputs; ++o) sums[r][o] = V::zero();
   }
   const float* x = job.x;
   for (int64_t s = 0; s < job.n_segments; ++s) {
     const DotSegment<T>& segment = job.segments[s];
     V::Mask sign[kDotOutputs];
+    ROAST_UNROLL
     for (int o = 0; o < kDotOutputs; ++o) sign[o] = V::mask(segment.sign[o]);
     for (int64_t k = 0; k < segment.length; k += V::kLanes) {
       const int64_t n = segment.length - k;
       V::Reg b[kDotOutputs];
+      ROAST_UNROLL
       for (int o = 0; o < kDotOutputs; ++o) {
         b[o] = V::flip(load_first(segment.b[o] + k, n), sign[o]);
       }
+      ROAST_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const V::Reg a = load_first(x + r * job.x_stride + k, n);
+        ROAST_UNROLL
         for (int o = 0; o < kDotOutputs; ++o) sums[r][o] = V::fma(a, b[o], sums[r][o]);
       }
     }
     x += segment.length;
   }
+  ROAST_UNROLL
   for (int r = 0; r < kRows; ++r) {
     for (int o = 0; o < kDotOutputs && o < job.cols; ++o) {
       float* y = job.y + r * job.y_stride + o;

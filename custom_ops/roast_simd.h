@@ -16,6 +16,14 @@
 // For what must not be a call: gcc drops a call that does nothing but fetch ahead.
 #define ROAST_INLINE inline __attribute__((always_inline))
 
+// Before loops over registers: gcc keeps arrays of them in memory unless it unrolls the loops
+// early.
+#if defined(__clang__)
+#define ROAST_UNROLL
+#else
+#define ROAST_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace roast {
 namespace {
 

@@ -181,8 +181,11 @@ FAR = {
 @pytest.mark.parametrize("name", FAR)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_arrays_far_from_the_processor(isa, name, dtype):
-    """A few rows go tile by tile, in the order of the array; which ones, the array's size decides."""
-    for n in (1, 2, 3, 4, 5, 7, 8, 9):
+    """A few rows go tile by tile, in the order of the array; which ones, the array's size decides.
+
+    Many rows read a copy of each panel.
+    """
+    for n in (1, 2, 3, 4, 5, 7, 8, 9, 26, 77):
         check(FAR[name], n, dtype)
 
 
@@ -191,6 +194,11 @@ def test_chunks_of_rows(isa, n):
     """Parts are cut by rows and by outputs; each row and each output is in one of them."""
     for m in (MAPS["ragged"], roast(300, 1100, (32, 32))):
         check(m, n)
+
+
+def test_a_last_chunk_too_small_to_copy_panels(isa):
+    """801 or 1601 blocks of rows in 51 chunks, the last of which is one block of not all its rows."""
+    check(MAPS["ragged"], 9606)
 
 
 def test_golden_vectors(isa):
