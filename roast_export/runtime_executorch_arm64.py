@@ -21,7 +21,14 @@ def runtimes() -> list[Runtime]:
     """ExecuTorch on 64-bit ARM without our operators, and with them."""
     return [
         Runtime("executorch arm64 portable", open_portable, unavailable, limit=LIMIT, emulated=True),
-        Runtime("executorch arm64 native", open_native, native_unavailable, native=True, limit=LIMIT, emulated=True),
+        Runtime(
+            "executorch arm64 native",
+            open_native,
+            native_unavailable,
+            native=True,
+            limit=LIMIT,
+            emulated=True,
+        ),
     ]
 
 

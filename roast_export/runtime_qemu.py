@@ -19,7 +19,14 @@ LIMIT = 1 << 24
 def runtimes() -> list[Runtime]:
     """ONNX Runtime on 64-bit ARM with the library of `make cross`, and without it."""
     return [
-        Runtime("onnxruntime arm64 native", open_native, native_unavailable, native=True, limit=LIMIT, emulated=True),
+        Runtime(
+            "onnxruntime arm64 native",
+            open_native,
+            native_unavailable,
+            native=True,
+            limit=LIMIT,
+            emulated=True,
+        ),
         Runtime("onnxruntime arm64 portable", open_portable, unavailable, limit=LIMIT, emulated=True),
     ]
 

@@ -39,6 +39,7 @@ def run_all(run: Run, sets: Sequence[dict[str, Array]]) -> list[list[Array]]:
     """The outputs of every set of inputs."""
     return run.all_of(sets) if isinstance(run, ProcessRun) else [run(inputs) for inputs in sets]
 
+
 DISABLE_FOLDING = "optimization.disable_specified_optimizers"
 """Session entry; set to "ConstantFolding" it keeps virtual weights virtual without the library."""
 
