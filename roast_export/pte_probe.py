@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from roast_export.compare import compare_bits
 from roast_export.errors import RoastError
 from roast_export.mapping import Mapping
-from roast_export.probe import CHUNK, check_product, check_rows, expected_weight
+from roast_export.probe import CHUNK, EMULATED_INPUTS, check_product, check_rows, expected_weight
 from roast_export.program import VirtualLayer
 from roast_export.pte_program import Call, PteProgram
 from roast_export.report import Check
@@ -52,7 +52,8 @@ def check_native(program: PteProgram, value: int, layer: VirtualLayer, runtime: 
         yield compare_bits(runtime.name, layer.name, "all elements", expected, run({})[0])
     # A fused kernel has its own way to the weight; finite only, because 0 * inf is not 0.
     if kind == "linear" and np.isfinite(expected).all():
-        n = max(1, min(expected.shape[1], CHUNK // max(expected.shape)))
+        most = EMULATED_INPUTS if runtime.emulated else expected.shape[1]
+        n = max(1, min(expected.shape[1], most, CHUNK // max(expected.shape)))
         with opened(runtime, operator_alone(program, call, kind, n)) as run:
             yield check_product(expected, layer.name, runtime, lambda x: _padded(run, x, n))
 

@@ -13,7 +13,7 @@ import roast_export
 from roast_export import runtime_executorch_arm64, runtime_qemu, to_executorch
 from roast_export.compare import compare_values
 from roast_export.errors import RoastError
-from roast_export.runtimes import Run
+from roast_export.runtimes import Run, run_all
 from tests.emulated import AVX2, NEON, PORTABLE
 from tests.mappings import pattern
 from tests.models import Small, small_inputs
@@ -93,6 +93,16 @@ def test_rows_are_equal_in_every_bit(form, tmp_path):
     assert_same_bits(run({"ids": ids})[0], TABLE.weight(pattern(TABLE.n_memory), 0.5)[ids])
     with pytest.raises(RoastError, match="executorch on arm64 cannot run the model"):
         run({"ids": np.where(ids == 20, 50, ids)})
+
+
+def test_one_process_takes_any_number_of_inputs(form, tmp_path):
+    sets = [np.full((2, 3), k, np.int64) for k in (0, 49, 7, 7)]
+    run = written(Rows(TABLE), (torch.from_numpy(sets[0]),), tmp_path / "rows.pte", form)
+    table = TABLE.weight(pattern(TABLE.n_memory), 0.5)
+    for ids, (rows,) in zip(sets, run_all(run, [{"ids": ids} for ids in sets]), strict=True):
+        assert_same_bits(rows, table[ids])
+    with pytest.raises(RoastError, match="executorch on arm64 cannot run the model"):
+        run_all(run, [{"ids": ids} for ids in (sets[0], sets[0] + 50)])
 
 
 def test_a_native_file_needs_the_operators(native, tmp_path):

@@ -9,10 +9,11 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 import roast_export
-from roast_export import onnx_file
+from roast_export import onnx_file, probe
 from roast_export.compare import compare_bits, compare_values
 from roast_export.errors import InputError, RoastError
 from roast_export.report import Report
+from roast_export.runtimes import Runtime
 from roast_export.to_onnx import SHARED_ARRAY
 
 
@@ -233,6 +234,22 @@ def test_compare_integers_exactly():
 )
 def test_compare_bits(expected, actual, passes):
     assert compare_bits("r", "n", "c", expected, actual).passed is passes
+
+
+@pytest.mark.parametrize(("emulated", "rows"), [(False, 700), (True, probe.EMULATED_INPUTS)])
+def test_a_product_with_the_identity(emulated, rows):
+    """All of it, or under emulation as many rows as it says, from the first to the last."""
+    runtime = Runtime("r", lambda _: lambda _: [], lambda: None, emulated=emulated)
+    weight = np.random.default_rng(0).standard_normal((5, 700), np.float32)
+    right = probe.check_product(weight, "w", runtime, lambda x: x @ weight.T)
+    assert right.passed
+    assert right.elements == 5 * rows
+    for place in (0, 699):
+        wrong = weight.copy()
+        wrong[2, place] += 1
+        found = probe.check_product(weight, "w", runtime, lambda x, wrong=wrong: x @ wrong.T)
+        assert not found.passed
+        assert found.index == (2, place)
 
 
 def test_unknown_layer_name(model, good, tmp_path):
