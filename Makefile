@@ -131,7 +131,7 @@ EXECUTORCH_READY := build/executorch/.ready
 EXECUTORCH_ARM64_READY := build/executorch-arm64/.ready
 EXECUTORCH_TOOLS := $(VENV)/.ready-executorch
 KERNEL_SOURCES := $(filter-out custom_ops/roast_scatter.cc,$(wildcard custom_ops/roast_*.cc))
-# The longest first.
+# The longest first: one worker has it for itself while the other goes through the rest.
 MOBILE_TESTS := $(patsubst %,tests/test_%.py,matrix_models mobile cross qemu qemu_onnxruntime qemu_executorch to_ort web executorch executorch_xnnpack pte_proof bundle)
 
 $(WEB_READY):
@@ -140,7 +140,8 @@ $(WEB_READY):
 	@npm install --prefix $(@D) --no-audit --no-fund --silent onnxruntime-web@1.30.0
 	@touch $@
 
-$(EXECUTORCH_TOOLS): $(TORCH_READY) | $(PACKAGE_READY)
+# One pip at a time in an environment.
+$(EXECUTORCH_TOOLS): $(TORCH_READY) | $(PACKAGE_READY) $(CROSS_TOOLS)
 	@echo "installing executorch"
 	@$(PIP) install torch==2.13.0 executorch==1.5.1
 	@touch $@
@@ -161,13 +162,17 @@ $(EXECUTORCH_ARM64_READY): $(QEMU_READY) custom_ops/executorch_op.cc $(KERNEL_SO
 	@$(BIN)/python custom_ops/cross/executorch_arm.py -o $(@D)
 	@touch $@
 
-.PHONY: chromium debootstrap
+.PHONY: chromium debootstrap mobile-tools
 chromium debootstrap:
 	$(call apt,$@)
 
+mobile-tools: $(CROSS_READY) $(QEMU_READY) $(WEB_READY) $(EXECUTORCH_READY) $(EXECUTORCH_ARM64_READY)
+	@:
+
 # What a machine lacks is a named skip; a run in which nothing was verified fails. Leaves out/matrix-*.html.
-mobile: chromium setup $(CROSS_READY) $(QEMU_READY) $(WEB_READY) $(EXECUTORCH_READY) $(EXECUTORCH_ARM64_READY)
-	@ROAST_MOBILE=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(MOBILE_TESTS) -rs $(ARGS)
+mobile: chromium setup
+	@$(MAKE) --no-print-directory -j 2 mobile-tools
+	@ROAST_MOBILE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(MOBILE_TESTS) -rs $(ARGS)
 
 # ---- A minimal build of ONNX Runtime ----
 

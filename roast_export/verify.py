@@ -89,8 +89,7 @@ def verify(
     """
     file = open_artifact(Path(path), trust=trust)
     with evaluation(model):
-        script = file.target in ("torchscript", "lite")
-        program = program_of(model, example_inputs, _dynamic_of(file), script=script)
+        program = program_for(file, model, example_inputs, {})
         return prove(model, program, file, example_inputs, runtimes, atol, rtol, progress, require)
 
 
@@ -135,6 +134,17 @@ def complete(file: Artifact, program: Program, inputs: Inputs) -> None:
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(8)
+
+
+def program_for(
+    file: Artifact, model: nn.Module, example_inputs: Inputs | None, known: dict[str, Program]
+) -> Program:
+    """The traced form of a model, as dynamic as the file. known: those of other files of this model."""
+    dynamic, script = _dynamic_of(file), file.target in ("torchscript", "lite")
+    key = repr((dynamic, script))
+    if key not in known:
+        known[key] = program_of(model, example_inputs, dynamic, script=script)
+    return known[key]
 
 
 def program_of(

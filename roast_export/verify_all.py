@@ -11,8 +11,8 @@ from torch import nn
 from roast_export.all_runtimes import all_runtimes
 from roast_export.errors import InputError
 from roast_export.matrix import Matrix
-from roast_export.program import Inputs
-from roast_export.verify import Progress, open_artifact, verify
+from roast_export.program import Inputs, Program, evaluation
+from roast_export.verify import Progress, open_artifact, program_for, prove
 
 
 def verify_all(
@@ -42,22 +42,16 @@ def verify_all(
         if runtime not in names:
             raise InputError(f"no runtime is called {runtime!r}; known are {', '.join(sorted(names))}")
     matrix = Matrix(name or type(model).__name__, [], lacking=list(require))
+    programs: dict[str, Program] = {}
     for path in paths:
-        known = {runtime.name for runtime in open_artifact(path, trust=trust).runtimes()}
+        file = open_artifact(path, trust=trust)
+        known = {runtime.name for runtime in file.runtimes()}
         matrix.lacking = [runtime for runtime in matrix.lacking if runtime not in known]
-        with showing() as progress:
-            report = verify(
-                model,
-                path,
-                example_inputs=example_inputs,
-                runtimes=runtimes,
-                atol=atol,
-                rtol=rtol,
-                progress=progress,
-                trust=trust,
-                # What no file takes is left to the matrix.
-                require=[runtime for runtime in require if runtime in known],
-            )
+        # What no file takes is left to the matrix.
+        needed = [runtime for runtime in require if runtime in known]
+        with showing() as progress, evaluation(model):
+            program = program_for(file, model, example_inputs, programs)
+            report = prove(model, program, file, example_inputs, runtimes, atol, rtol, progress, needed)
         report.model = matrix.model
         matrix.reports.append(report)
     return matrix

@@ -134,17 +134,12 @@ def test_inputs_that_do_not_fit_are_refused(form, inputs, message, tmp_path):
         run(inputs)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_verification_uses_it_where_it_is_asked_for(form, tmp_path):
-    runtime = RUNTIMES[form]
-    if runtime.unavailable():
-        pytest.skip(runtime.unavailable())
+def test_verification_uses_it_where_it_is_asked_for(native, tmp_path):
+    runtime = RUNTIMES["native"]
     torch.manual_seed(0)
     model = roast_export.compress(Small().eval(), ratio=4)
     inputs, path = small_inputs(), tmp_path / "model.pte"
-    roast_export.export(
-        model, path, to="executorch", example_inputs=inputs, portable=FORMS[form], verify=False
-    )
+    roast_export.export(model, path, to="executorch", example_inputs=inputs, verify=False)
     usual = roast_export.verify(model, path, example_inputs=inputs)
     assert runtime.name not in {check.runtime for check in usual.checks}
     report = roast_export.verify(model, path, example_inputs=inputs, runtimes=[runtime.name])
