@@ -30,12 +30,16 @@ struct Slices {
   int64_t n, columns;
 };
 
-constexpr int64_t kSliceNumel = int64_t{1} << 18;
+constexpr int64_t kSliceNumel = int64_t{1} << 18, kMostSlices = 8;
 constexpr int64_t kLargeArray = int64_t{1} << 19;
+constexpr int64_t kLargeSliceNumel = int64_t{1} << 20, kFewestLarge = 2, kMostLarge = 4;
 
 inline Slices slices_of(const roast_plan& p) {
-  const int64_t most = p.map.n_memory > kLargeArray ? 4 : 8;
-  const int64_t n = max64(min64(min64(p.map.numel / kSliceNumel, most), p.grid_j), 1);
+  const int64_t wanted =
+      p.map.n_memory > kLargeArray
+          ? max64(min64(p.map.numel / kLargeSliceNumel, kMostLarge), kFewestLarge)
+          : max64(min64(p.map.numel / kSliceNumel, kMostSlices), 1);
+  const int64_t n = min64(wanted, p.grid_j);
   const int64_t columns = ceil_div(p.grid_j, n);
   return Slices{ceil_div(p.grid_j, columns), columns};
 }
