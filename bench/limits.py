@@ -1,4 +1,4 @@
-"""What the machine allows: the ratio to dense if every product ran at the peak of its multipliers."""
+"""What the machine allows: the ratio to dense if every product ran as fast as it can at best."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ MODEL_TARGETS = {"sequence 8": 2.5, "sequence 32": 1.6, "sequence 128": 1.1}
 def model_row(
     rows: list[dict], facts: dict, file: Path, feeds: dict[str, np.ndarray], flops: float, peaks: Peaks
 ) -> dict:
-    """The limit of one model and input: dense time / (products at the peak + our time in everything else)."""
+    """The limits of one model and input: dense time / (products at a peak + our time in everything else)."""
     seconds = {row["peer"].split()[0]: row["seconds"] for row in rows if row["case"] == facts["case"]}
     other = other_seconds(file, feeds, peaks.threads)
-    limit = seconds["dense"] / (flops / (peaks.gflops * 1e9) + other)
-    speedup = seconds["dense"] / seconds["roast"]
-    return {**facts, "threads": peaks.threads, "speedup": speedup, "other_seconds": other, "limit": limit}
+    return {
+        **facts,
+        "threads": peaks.threads,
+        "speedup": seconds["dense"] / seconds["roast"],
+        "other_seconds": other,
+        "limit": seconds["dense"] / (flops / (peaks.gflops * 1e9) + other),
+        "product_limit": seconds["dense"] / (flops / (peaks.product_gflops * 1e9) + other),
+    }
 
 
 def other_seconds(file: Path, feeds: dict[str, np.ndarray], threads: int) -> float:
@@ -50,15 +55,17 @@ def other_seconds(file: Path, feeds: dict[str, np.ndarray], threads: int) -> flo
 
 
 def layer_rows(layers: list[dict]) -> list[dict]:
-    """Our layers that have a target, with the ratio that they would have at the peak."""
+    """Our layers that have a target, with the ratios that they would have at the two peaks."""
     found = []
     for row in layers:
         targets = TARGETS.get((tuple(row["shape"]), row["ratio"]), {}) if row["peer"] == "roast" else {}
         target = targets.get(row["batch"])
         if target is not None:
             # At batch 1 a product is bound by what it reads; its limit is not the multipliers'.
-            limit = row["speedup"] * 100 / row["peak_percent"]
-            found.append({**row, "target": target, "limit": limit})
+            limit, of_product = (
+                row["speedup"] * 100 / row[f"{peak}_percent"] for peak in ("peak", "product")
+            )
+            found.append({**row, "target": target, "limit": limit, "product_limit": of_product})
     return found
 
 

@@ -26,10 +26,14 @@ DRAM_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Peaks:
-    """Best speeds of `threads` threads together. method: how they were measured."""
+    """Best speeds of `threads` threads together. method: how they were measured.
+
+    product_gflops: of a product whose operands are at hand, in the first cache level.
+    """
 
     threads: int
     gflops: float
+    product_gflops: float
     l2_gb_s: float
     dram_gb_s: float
     method: str
@@ -65,10 +69,11 @@ def peaks(library: Path | None, threads: int, seconds: float = 0.2) -> Peaks:
             return sum(future.result() for future in [pool.submit(work, *args) for _ in range(threads)])
 
         if library is None:
-            return Peaks(threads, together(_numpy_gflops), 0.0, together(_numpy_read), "numpy (lower bounds)")
+            gflops = together(_numpy_gflops)
+            return Peaks(threads, gflops, gflops, 0.0, together(_numpy_read), "numpy (lower bounds)")
         loops = ctypes.CDLL(str(library))
-        loops.roast_bench_fma.restype = loops.roast_bench_read.restype = ctypes.c_double
-        loops.roast_bench_fma.argtypes = [ctypes.c_double]
+        for loop in (loops.roast_bench_fma, loops.roast_bench_product, loops.roast_bench_read):
+            loop.restype, loop.argtypes = ctypes.c_double, [ctypes.c_double]
         loops.roast_bench_read.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_double]
 
         def read(size):
@@ -79,6 +84,7 @@ def peaks(library: Path | None, threads: int, seconds: float = 0.2) -> Peaks:
         return Peaks(
             threads,
             together(loops.roast_bench_fma, seconds),
+            together(loops.roast_bench_product, seconds),
             together(read, l2 // 2),
             together(read, DRAM_BYTES),
             f"C++ loops, {loops.roast_bench_lanes()} float32 lanes",

@@ -73,9 +73,9 @@ def _machine(results: Results) -> str:
             return low if low == high else f"{low} to {high}"
 
         lines.append(
-            f"- {threads} thread{'s' if threads > 1 else ''}: peak {span('gflops')} GFLOP/s fp32, L2 "
-            f"{span('l2_gb_s')} GB/s, DRAM {span('dram_gb_s')} GB/s over {len(rows)} processes "
-            f"({rows[0]['method']})"
+            f"- {threads} thread{'s' if threads > 1 else ''}: peak {span('gflops')} GFLOP/s fp32, product "
+            f"{span('product_gflops')} GFLOP/s, L2 {span('l2_gb_s')} GB/s, DRAM {span('dram_gb_s')} GB/s "
+            f"over {len(rows)} processes ({rows[0]['method']})"
         )
     return "## Machine\n\n" + "\n".join(lines)
 
@@ -187,10 +187,15 @@ def _limits(results: Results) -> list[str]:
             f"{row['speedup']:.2f}x",
             f"{row['peak_percent']:.0f}",
             f"{row['limit']:.2f}x",
+            f"{row['product_percent']:.0f}",
+            f"{row['product_limit']:.2f}x",
         ]
         for row in layer_rows(results.tables["layers"])
     ]
-    columns = ["layer, batch", ">smaller", ">threads", ">wanted", ">is", ">% of peak", ">at the peak"]
+    columns = [
+        *("layer, batch", ">smaller", ">threads", ">wanted", ">is"),
+        *(">% of peak", ">at the peak", ">% of product", ">at the product's"),
+    ]
     parts = [LIMITS, table(columns, rows)] if rows else []
     models = [
         [
@@ -200,11 +205,15 @@ def _limits(results: Results) -> list[str]:
             f"{row['speedup']:.2f}x",
             time_text(row["other_seconds"]),
             f"{row['limit']:.2f}x",
+            f"{row['product_limit']:.2f}x",
         ]
         for row in results.tables["limits"]
     ]
     if models:
-        columns = ["model, input", ">threads", ">wanted", ">is", ">outside products", ">products at the peak"]
+        columns = [
+            *("model, input", ">threads", ">wanted", ">is", ">outside products"),
+            *(">at the peak", ">at the product's"),
+        ]
         parts.append(table(columns, models))
     return parts
 

@@ -48,6 +48,54 @@ extern "C" double roast_bench_fma(double seconds) {
   return best;
 }
 
+#if defined(__AVX512F__)
+constexpr int kTall = 12;
+#else
+constexpr int kTall = 6;
+#endif
+constexpr int kDepth = 256;
+
+// y[kTall rows, 2 registers] += x[kDepth, kTall]^T w[kDepth, 2 registers]: as much as registers hold.
+__attribute__((noinline)) static void multiply(const float* x, const Lanes* w, Lanes* y) {
+  Lanes sums[kTall][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < kTall; r++) sums[r][0] = sums[r][1] = Lanes{};
+  for (int k = 0; k < kDepth; k++, x += kTall, w += 2) {
+    const Lanes left = w[0], right = w[1];
+#pragma GCC unroll 16
+    for (int r = 0; r < kTall; r++) {
+      const Lanes a = x[r] - Lanes{};
+      sums[r][0] += a * left;
+      sums[r][1] += a * right;
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kTall; r++) {
+    y[2 * r] += sums[r][0];
+    y[2 * r + 1] += sums[r][1];
+  }
+}
+
+// GFLOP/s of a product whose operands all lie in the first cache level, packed as the multipliers
+// want them; best of the slices that fit in `seconds`.
+extern "C" double roast_bench_product(double seconds) {
+  float x[kDepth * kTall] = {};
+  Lanes w[kDepth * 2] = {}, y[kTall * 2] = {};
+  double best = 0, end = now() + seconds;
+  do {
+    const long n = 2000;
+    double start = now();
+    for (long r = 0; r < n; r++) {
+      multiply(x, w, y);
+      asm volatile("" ::: "memory");
+    }
+    double speed = 2e-9 * n * kDepth * kTall * 2 * kLanes / (now() - start);
+    if (speed > best) best = speed;
+  } while (now() < end);
+  sink = y[0][0];
+  return best;
+}
+
 // GB/s of reading `count` floats again and again, best pass; `data` aligned to 64 bytes.
 extern "C" double roast_bench_read(const float* data, long count, double seconds) {
   const Lanes* p = reinterpret_cast<const Lanes*>(data);

@@ -123,6 +123,7 @@ def time_rows(
                 "speedup": dense / found["seconds"],
                 "gflops": gflops,
                 "peak_percent": 100 * gflops / peaks.gflops,
+                "product_percent": 100 * gflops / peaks.product_gflops,
                 "gb_s": gb_s,
                 "l2_percent": 100 * gb_s / peaks.l2_gb_s if peaks.l2_gb_s else 0.0,
                 "dram_percent": 100 * gb_s / peaks.dram_gb_s,

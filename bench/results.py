@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-SCHEMA = 2
+SCHEMA = 3
 _TIMES = [
     *("threads", "peer", "ratio", "path", "seconds", "p10", "p90", "first", "runs", "speedup", "gflops"),
-    *("peak_percent", "gb_s", "l2_percent", "dram_percent", "error"),
+    *("peak_percent", "product_percent", "gb_s", "l2_percent", "dram_percent", "error"),
 ]
 _COSTS = ["file_bytes", "load_seconds", "load_resident_bytes", "load_peak_bytes", "run_resident_bytes"]
 COLUMNS = {
-    "peaks": ["group", "threads", "gflops", "l2_gb_s", "dram_gb_s", "method"],
+    "peaks": ["group", "threads", "gflops", "product_gflops", "l2_gb_s", "dram_gb_s", "method"],
     "layers": ["shape", "batch", *_TIMES],
     "embeddings": ["shape", "batch", "case", *_TIMES],
     "models": ["model", "case", *_TIMES],
-    "limits": ["model", "case", "threads", "speedup", "other_seconds", "limit"],
+    "limits": ["model", "case", "threads", "speedup", "other_seconds", "limit", "product_limit"],
     "memory": ["subject", "peer", "ratio", "path", *_COSTS],
 }
 

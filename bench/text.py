@@ -21,8 +21,9 @@ def show(console: Console, tables: dict[str, list[dict]], seconds: float) -> Non
 
     for peaks in tables.get("peaks", []):
         console.print(
-            f"peak of {peaks['threads']} thread(s): {peaks['gflops']:.0f} GFLOP/s, L2 {peaks['l2_gb_s']:.0f}"
-            f" GB/s, DRAM {peaks['dram_gb_s']:.1f} GB/s ({peaks['method']})",
+            f"peak of {peaks['threads']} thread(s): {peaks['gflops']:.0f} GFLOP/s, product "
+            f"{peaks['product_gflops']:.0f} GFLOP/s, L2 {peaks['l2_gb_s']:.0f} GB/s, "
+            f"DRAM {peaks['dram_gb_s']:.1f} GB/s ({peaks['method']})",
             markup=False,
             highlight=False,
         )

@@ -87,6 +87,9 @@ struct TileJob {
   int64_t grid_j;
   const uint32_t* order;  // tile row * 65536 + tile column
   int64_t first, last, n_tiles;
+  // The tile so many places further is fetched meanwhile; of its strips, each block of rows takes
+  // those whose turn it is.
+  int64_t ahead, turn, turns;
   int64_t tile_r, tile_c;
   int64_t lead;  // inputs of tile row 0 that are not there
   const float* x;

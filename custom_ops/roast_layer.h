@@ -24,7 +24,7 @@ constexpr int64_t kMostTileRows = 4, kMostFarTileRows = 8, kFarArray = int64_t{1
 // An array that lies in the first cache levels whatever is done meanwhile.
 constexpr int64_t kNearArray = int64_t{1} << 16;
 // Tiles that stay in the first cache level for all blocks of rows, in elements.
-constexpr int64_t kTilesNumel = int64_t{1} << 12;
+constexpr int64_t kTilesNumel = int64_t{1} << 11;
 // Rows up to which a panel is better read as it lies than turned first.
 constexpr int64_t kMostDotRows = 3;
 // Multiplications that pay for handing a part to a thread.

@@ -162,11 +162,21 @@ void run_gathered(const Layer& l, const T* memory, const Call& call, const Run& 
   run_blocks(l, call, run, &job);
 }
 
+// The segments that stand in the scratch memory: of one tile column and one pass, or none.
+struct Listed {
+  int64_t j, begin, n;
+};
+
 // Straight from the array; where there are many blocks, the first one copies what it reads.
 template <class T>
 void run_in_place(const Layer& l, const T* memory, const Call& call, const Run& run,
-                  const Scratch& scratch) {
+                  const Scratch& scratch, Listed* listed) {
   const Columns columns = columns_of(l, run.first);
+  if (columns.tiles > 1 || columns.j[0] != listed->j || run.begin != listed->begin) {
+    listed->j = columns.tiles > 1 ? -1 : columns.j[0];
+    listed->begin = run.begin;
+    listed->n = list_segments(l, columns, run.begin, run.end, scratch.segments);
+  }
   PanelJob<T> job;
   job.memory = memory;
   job.stride = l.plan->map.tile_c;
@@ -175,7 +185,7 @@ void run_in_place(const Layer& l, const T* memory, const Call& call, const Run& 
     job.tile[g] = columns.tile[g];
   }
   job.segments = scratch.segments;
-  job.n_segments = list_segments(l, columns, run.begin, run.end, scratch.segments);
+  job.n_segments = listed->n;
   job.scale = l.plan->scale;
   job.copy = nullptr;
   if (!l.copies || block_of(l, run.block).rows < l.block_rows) {
@@ -197,6 +207,7 @@ void run_panels(const Layer& l, const T* memory, const Call& call, int64_t part)
   const int64_t last = min64(first + l.per_part * l.width, l.out);
   const int64_t first_block = part / l.slices * l.part_blocks;
   const int64_t last_block = min64(first_block + l.part_blocks, l.blocks);
+  Listed listed{-1, 0, 0};
   for (int64_t block = first_block; block < last_block; block += l.chunk) {
     Run run{first, 0, 0, block, min64(block + l.chunk, last_block)};
     for (; run.begin < l.in; run.begin = run.end) {
@@ -205,7 +216,7 @@ void run_panels(const Layer& l, const T* memory, const Call& call, int64_t part)
         if (makes_panels(l)) {
           run_gathered(l, memory, call, run, scratch);
         } else {
-          run_in_place(l, memory, call, run, scratch);
+          run_in_place(l, memory, call, run, scratch, &listed);
         }
       }
     }
@@ -247,12 +258,15 @@ void run_tiles(const Layer& l, const T* memory, const Call& call, int64_t part) 
   job.x_stride = l.in;
   job.in = l.in;
   job.sums_stride = stride;
-  const int64_t at_once =
-      l.blocks == 1 ? job.n_tiles : max64(kTilesNumel / (m.tile_r * m.tile_c), 1);
+  const int64_t some = max64(kTilesNumel / (m.tile_r * m.tile_c), 1);
+  const int64_t at_once = l.blocks == 1 ? job.n_tiles : some;
+  job.ahead = l.blocks == 1 ? 2 : some;
+  job.turns = l.blocks;
   for (job.first = 0; job.first < job.n_tiles; job.first = job.last) {
     job.last = min64(job.first + at_once, job.n_tiles);
     for (int64_t block = 0; block < l.blocks; ++block) {
       const Block rows = block_of(l, block);
+      job.turn = block;
       job.x = call.x + rows.first * l.in;
       job.sums = sums + rows.first * stride - j0 * m.tile_c;
       ops_of<T>(p).tiles(job, static_cast<int>(rows.rows));

@@ -57,7 +57,10 @@ ROAST_INLINE void multiply(V::Reg (&sums)[kRows][kGroups * kParts], const T* con
   for (int64_t k = 0; k < end; k += stride, a += kRows) {
     V::Reg w[kWide];
     ROAST_UNROLL
-    for (int v = 0; v < kWide; ++v) w[v] = V::load(b[v / kParts] + k + v % kParts * V::kLanes);
+    for (int v = 0; v < kWide; ++v) {
+      w[v] = V::load(b[v / kParts] + k + v % kParts * V::kLanes);
+      if (kRows == 2) V::hold(&w[v]);
+    }
     ROAST_UNROLL
     for (int g = 0; kFrom != kNear && g < kGroups; ++g) V::prefetch(ahead[g] + k);
     ROAST_UNROLL
@@ -230,7 +233,10 @@ ROAST_INLINE void add_strip(const T* b, const T* ahead, int64_t stride, int64_t 
   const auto add = [&](int p, int64_t k) __attribute__((always_inline)) {
     V::Reg w[kWide];
     ROAST_UNROLL
-    for (int v = 0; v < kWide; ++v) w[v] = V::load(b + v * V::kLanes);
+    for (int v = 0; v < kWide; ++v) {
+      w[v] = V::load(b + v * V::kLanes);
+      if (kRows == 2) V::hold(&w[v]);
+    }
     ROAST_UNROLL
     for (int g = 0; g < kGroups; ++g) V::prefetch(ahead + g * kGroup);
     ROAST_UNROLL
@@ -268,7 +274,7 @@ void tiles(const TileJob<T>& job) {
   };
   for (int64_t t = job.first; t < job.last; ++t) {
     const uint32_t packed = packed_at(t);
-    const uint32_t later = packed_at(t + 2 < job.n_tiles ? t + 2 : t);
+    const uint32_t later = packed_at(t + job.ahead < job.n_tiles ? t + job.ahead : t);
     const int64_t from = int64_t{job.order[t] >> 16} * job.tile_r - job.lead;
     const int64_t begin = from < 0 ? 0 : from;
     const int64_t depth = (from + job.tile_r < job.in ? from + job.tile_r : job.in) - begin;
@@ -276,9 +282,11 @@ void tiles(const TileJob<T>& job) {
     const T* const ahead = job.memory + (later & ~kNegative);
     const V::Mask sign = V::mask(packed & kNegative);
     float* const sums = job.sums + int64_t{job.order[t] & 0xffffu} * job.tile_c;
-    for (int64_t c = 0; c < job.tile_c; c += kGroups * kGroup) {
-      add_strip<kRows, kGroups>(b + c, ahead + c, job.tile_c, depth, job.x + begin, job.x_stride,
-                                sign, sums + c, job.sums_stride);
+    int64_t turn = job.turn;
+    for (int64_t c = 0; c < job.tile_c; c += kGroups * kGroup, --turn) {
+      if (turn < 0) turn = job.turns - 1;
+      add_strip<kRows, kGroups>(b + c, (turn == 0 ? ahead : b) + c, job.tile_c, depth,
+                                job.x + begin, job.x_stride, sign, sums + c, job.sums_stride);
     }
   }
 }

@@ -102,6 +102,8 @@ struct V {
   static ROAST_INLINE void prefetch(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
   }
+  // gcc reads what two products need twice, and loads are what such kernels wait for.
+  static ROAST_INLINE void hold(Reg* x) { __asm__("" : "+v"(*x)); }
 };
 
 #elif defined(ROAST_ISA_AVX2)
@@ -179,6 +181,8 @@ struct V {
   static ROAST_INLINE void prefetch(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
   }
+  // gcc reads what two products need twice, and loads are what such kernels wait for.
+  static ROAST_INLINE void hold(Reg* x) { __asm__("" : "+v"(*x)); }
 };
 
 #elif defined(ROAST_ISA_NEON)
@@ -232,6 +236,7 @@ struct V {
     x[3] = pairs(b, d, true);
   }
   static ROAST_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+  static ROAST_INLINE void hold(Reg*) {}
 };
 
 #else
@@ -281,6 +286,7 @@ struct V {
     x[3] = Reg{a[3], b[3], c[3], d[3]};
   }
   static ROAST_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+  static ROAST_INLINE void hold(Reg*) {}
 };
 
 #endif
