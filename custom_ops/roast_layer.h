@@ -27,8 +27,8 @@ constexpr int64_t kNearArray = int64_t{1} << 16;
 constexpr int64_t kTilesNumel = int64_t{1} << 11;
 // Rows up to which a panel is better read as it lies than turned first.
 constexpr int64_t kMostDotRows = 3;
-// Multiplications that pay for handing a part to a thread.
-constexpr int64_t kPartWork = int64_t{1} << 18;
+// Multiplications that pay for handing a part to a thread, and inputs that are packed.
+constexpr int64_t kPartWork = int64_t{1} << 18, kPackNumel = int64_t{1} << 15;
 constexpr int64_t kMaxParts = 32;
 constexpr int64_t kMaxScratch = int64_t{1} << 23;
 constexpr size_t kLine = 64;

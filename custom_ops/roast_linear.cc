@@ -327,6 +327,22 @@ void run_dots(const Layer& l, const T* memory, const Call& call, int64_t part) {
   }
 }
 
+// ---- Inputs ----
+
+int64_t pack_parts(const Layer& l) {
+  return max64(min64(l.n * l.in / roast::kPackNumel, l.blocks), 1);
+}
+
+void pack_block(const Layer& l, const float* x, int64_t block, float* packed) {
+  const Block rows = block_of(l, block);
+  for (int64_t k = 0; k < l.in;) {
+    const int64_t end = end_of_pass(l, k), depth = end - k;
+    const roast::Piece<float> piece{x + rows.first * l.in + k, l.in, rows.rows, depth};
+    l.plan->isa->f32.transpose(piece, 1.0f, packed + k * l.n + rows.first * depth, rows.rows);
+    k = end;
+  }
+}
+
 template <class T>
 void run_part(const Layer& l, const T* memory, const Call& call, int64_t part) {
   if (l.mode == kTiles) {
@@ -349,7 +365,7 @@ size_t roast_linear_scratch_bytes(const roast_plan* plan, int type, size_t n) {
 
 size_t roast_linear_pack_parts(const roast_plan* plan, int type, size_t n) {
   const Layer l = cut_layer(plan, type, n);
-  return l.packed_bytes > 0 ? static_cast<size_t>(l.blocks) : 0;
+  return l.packed_bytes > 0 ? static_cast<size_t>(pack_parts(l)) : 0;
 }
 
 size_t roast_linear_parts(const roast_plan* plan, int type, size_t n) {
@@ -359,13 +375,9 @@ size_t roast_linear_parts(const roast_plan* plan, int type, size_t n) {
 void roast_linear_pack_part(const roast_plan* plan, int type, const float* x, size_t n,
                             void* scratch, size_t part) {
   const Layer l = cut_layer(plan, type, n);
-  const Block rows = block_of(l, static_cast<int64_t>(part));
-  float* packed = static_cast<float*>(scratch);
-  for (int64_t k = 0; k < l.in;) {
-    const int64_t end = end_of_pass(l, k), depth = end - k;
-    const roast::Piece<float> piece{x + rows.first * l.in + k, l.in, rows.rows, depth};
-    plan->isa->f32.transpose(piece, 1.0f, packed + k * l.n + rows.first * depth, rows.rows);
-    k = end;
+  const int64_t k = static_cast<int64_t>(part), parts = pack_parts(l);
+  for (int64_t b = k * l.blocks / parts; b < (k + 1) * l.blocks / parts; ++b) {
+    pack_block(l, x, b, static_cast<float*>(scratch));
   }
 }
 

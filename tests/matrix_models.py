@@ -92,8 +92,8 @@ def cnn() -> Subject:
 
 
 MODELS: dict[str, Callable[[], Subject]] = {
-    "digits": digits,
     "encoder": encoder,
     "recommender": recommender,
+    "digits": digits,
     "cnn": cnn,
 }

@@ -100,7 +100,7 @@ def cell_of(matrix: Matrix, file: str, runtime: str) -> Cell | str | None:
     return cells[0] if cells else report.skipped.get(runtime)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [pytest.param(m, marks=pytest.mark.xdist_group(m)) for m in MODELS])
 def test_the_matrix_is_green(tmp_path, subtests, model):
     if model in LARGE and not MOBILE:
         pytest.skip("takes a minute; `make mobile` runs it")
