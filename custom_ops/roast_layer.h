@@ -16,7 +16,8 @@ constexpr int64_t kGatherDepth = 256;
 constexpr int64_t kCopyNumel = int64_t{1} << 13, kLeastCopied = 5, kLeastNearCopied = 8;
 // Tiles of a pass, in the direction of inputs.
 constexpr int64_t kMaxSegments = 256;
-// The rows that one pass goes over: their inputs stay in the second cache level for all panels.
+// The rows that one pass goes over: their inputs stay in the second cache level for all panels,
+// and more of the shallower passes over copies.
 constexpr int64_t kChunkRows = 48, kCopyRows = 192;
 // Rows up to which tiles are better taken by their places: where tiles overlap, and more where the
 // array is far from the processor.
@@ -68,6 +69,13 @@ static_assert(sizeof(Segment) <= sizeof(DotSegment<float>), "one list or the oth
 
 inline bool is_near(const Mapping& m) { return m.n_memory <= kNearArray; }
 
+// Whether there are blocks of rows enough to make up for a copy of each panel.
+inline bool pays_to_copy(const Layer& l) {
+  const Isa& isa = *l.plan->isa;
+  const int64_t least = is_near(l.plan->map) ? kLeastNearCopied : kLeastCopied;
+  return isa.tile_rows > 0 && ceil_div(l.n, isa.rows) >= least;
+}
+
 // Whether a few rows are better multiplied tile by tile than panel by panel, which reads each tile
 // in strips. Up to three rows a panel is wide, and only tiles that overlap make up for that; for
 // one row only where the array is not at hand anyway.
@@ -87,7 +95,7 @@ inline Mode mode_of(const Layer& l, int type) {
   const bool readable = (type == ROAST_FLOAT32 || isa.loads_half) && !draws_signs(m);
   if (m.transposed) {
     // Converting float16 for every block again costs more than converting it once.
-    const bool once = type == ROAST_FLOAT32 || l.n <= isa.rows;
+    const bool once = type == ROAST_FLOAT32 || l.n <= isa.rows || pays_to_copy(l);
     if (!has_panels(m) || !once || !readable) return kGather;
     return takes_tiles(l) ? kTiles : kPanels;
   }
@@ -173,8 +181,7 @@ inline Layer cut_layer(const roast_plan* p, int type, size_t n) {
                                            : isa.rows;
   l.blocks = ceil_div(l.n, block);
   l.block_rows = block;
-  l.copies = l.mode == kPanels && isa.tile_rows > 0 &&
-             l.blocks >= (is_near(m) ? kLeastNearCopied : kLeastCopied);
+  l.copies = l.mode == kPanels && pays_to_copy(l);
   if (l.mode == kTiles) {
     cut_tiles(&l);
     return l;
