@@ -32,12 +32,14 @@ class Seen(nn.Module):
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("out"))
-    folder = parser.parse_args().output
+    parser.add_argument("--form", choices=["native", "portable"], help="default: both")
+    arguments = parser.parse_args()
+    folder = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     model = roast_export.compress(Seen().eval(), ratio=20, exclude=["conv*"])
     image = (torch.randn(1, 3, 32, 32),)
-    for portable in (False, True):
+    for portable in {"native": [False], "portable": [True]}.get(arguments.form, [False, True]):
         for delegate in (None, "xnnpack"):
             form = f"{'portable' if portable else 'native'}{f'-{delegate}' if delegate else ''}"
             report = roast_export.export(
