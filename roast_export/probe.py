@@ -32,7 +32,7 @@ CHUNK = 1 << 24
 """Elements of a table that are read at a time: 64 MiB of float32."""
 
 EMULATED_INPUTS = 256
-"""Inputs of a layer that an emulated product goes over: 3072 of them take a minute."""
+"""Inputs of a layer that an emulated product goes over."""
 
 
 def check(

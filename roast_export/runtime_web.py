@@ -66,7 +66,7 @@ def open_node(model: str | bytes) -> Run:
     return run
 
 
-# Its start and that of WebAssembly take longer than most models, so one node runs them all.
+# Its start and that of WebAssembly take longer than most models: one node runs them all.
 @functools.cache
 def _node() -> subprocess.Popen[str]:
     module = package_folder() / "ort.node.min.mjs"

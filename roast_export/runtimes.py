@@ -70,7 +70,7 @@ class Runtime:
     limit: int | None = None
     """Most virtual elements it is used for unless asked for by name."""
     emulated: bool = False
-    """Whether each of its instructions takes some thirty of this machine's."""
+    """Whether its processor is emulated: what takes a second elsewhere takes a minute there."""
     refused: Callable[[], str | None] = lambda: None
     """Why a library that is there cannot serve, or None: that is a failure, a missing one is a skip."""
 
