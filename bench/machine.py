@@ -72,8 +72,9 @@ def peaks(library: Path | None, threads: int, seconds: float = 0.2) -> Peaks:
             gflops = together(_numpy_gflops)
             return Peaks(threads, gflops, gflops, 0.0, together(_numpy_read), "numpy (lower bounds)")
         loops = ctypes.CDLL(str(library))
-        for loop in (loops.roast_bench_fma, loops.roast_bench_product, loops.roast_bench_read):
+        for loop in (loops.roast_bench_fma, loops.roast_bench_product):
             loop.restype, loop.argtypes = ctypes.c_double, [ctypes.c_double]
+        loops.roast_bench_read.restype = ctypes.c_double
         loops.roast_bench_read.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_double]
 
         def read(size):

@@ -55,7 +55,8 @@ constexpr int kTall = 6;
 #endif
 constexpr int kDepth = 256;
 
-// y[kTall rows, 2 registers] += x[kDepth, kTall]^T w[kDepth, 2 registers]: as much as registers hold.
+// y[kTall rows, 2 registers] += x[kDepth, kTall]^T w[kDepth, 2 registers]: as much as registers
+// hold. A call, for the sums to be in registers whatever its caller keeps there.
 __attribute__((noinline)) static void multiply(const float* x, const Lanes* w, Lanes* y) {
   Lanes sums[kTall][2];
 #pragma GCC unroll 16
