@@ -6,7 +6,7 @@
 #   make native    build the operator libraries into roast_export/lib/
 #   make cross     build the ONNX Runtime library for phones and other systems into build/cross/
 #   make mobile    run what is exported on what it is for: ARM under qemu, browsers, ExecuTorch
-#   make mobile-minimal  build a minimal ONNX Runtime (root; 20 minutes, once) and run .ort files in it
+#   make mobile-minimal  build a minimal ONNX Runtime (root; 15 minutes, once) and run .ort files in it
 #   make vectors   write tests/vectors/mapping.json anew from the reference
 #   make clean     remove what was built, keep .venv/
 

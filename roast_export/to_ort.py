@@ -12,6 +12,7 @@ A .ort is not optimised again when it is loaded, so weights stay virtual in ever
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Iterator
@@ -184,10 +185,13 @@ def _options(target: Path, disabled: str) -> onnxruntime.SessionOptions:
 def _shorten(proto: onnx.ModelProto, keep: set[str]) -> None:
     graph = proto.graph
     keep = keep | {value.name for value in [*graph.input, *graph.output]} | {""}
+    names = (name for k in itertools.count() if (name := f"_{k}") not in keep)
     short: dict[str, str] = {}
 
     def renamed(name: str) -> str:
-        return name if name in keep else short.setdefault(name, f"_{len(short)}")
+        if name not in keep and name not in short:
+            short[name] = next(names)
+        return short.get(name, name)
 
     for node in graph.node:
         if any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute):

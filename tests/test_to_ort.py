@@ -170,6 +170,22 @@ def test_materialized_weights_are_refused(tmp_path):
         to_ort.write(path, tmp_path / "folded.ort")
 
 
+def test_names_like_the_short_ones_are_left_alone(source, tmp_path):
+    """As in the graphs that are cut out of a portable .ort."""
+    proto, inputs = onnx.load(source[0]), source[1]
+    for tensor in proto.graph.initializer:
+        if tensor.name == "roast_memory":
+            tensor.name = "_0"
+    for node in proto.graph.node:
+        node.input[:] = ["_0" if name == "roast_memory" else name for name in node.input]
+    onnx.save(proto, tmp_path / "model.onnx")
+    model = to_ort.write(tmp_path / "model.onnx", tmp_path / "model.ort", portable=True)
+    assert "_0" in {tensor.name for tensor in model.tensors}
+    want, got = (outputs_of(path, "portable", inputs) for path in (source[0], tmp_path / "model.ort"))
+    for one, other in zip(want, got, strict=True):
+        assert compare_values("portable", "output", "random", one, other, 1e-5, 1e-5).passed
+
+
 def test_drawn_weights_have_no_portable_form(tmp_path):
     m = LARGE["drawn"]
     path = tmp_path / "drawn.onnx"
