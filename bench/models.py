@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -136,8 +137,8 @@ def _sample(name: str) -> ModuleType:
     return module
 
 
-def _bert(shrink: int) -> Case:
-    """BERT-base: batch 1, sequence 8, 32 and 128."""
+def _bert(shrink: int, local: bool = False) -> Case:
+    """BERT-base: batch 1, sequence 8, 32 and 128. local: an array for each weight instead of one for all."""
     sample = _sample("bert")
     hidden, layers, vocabulary = 768 // min(shrink, 12), max(1, 12 // shrink), 30522 // shrink
     config = sample.BertConfig(
@@ -148,7 +149,7 @@ def _bert(shrink: int) -> Case:
         vocab_size=vocabulary,
         attn_implementation="eager",
     )
-    model, _ = sample.compressed(config, RATIO)
+    model, _ = sample.compressed(config, RATIO, local)
     inputs, flops = {}, {}
     for sequence in (32, 8, 128):
         ids = np.random.default_rng(0).integers(1, vocabulary, (1, sequence))
@@ -211,6 +212,7 @@ def _cnn(shrink: int) -> Case:
 
 MODELS: dict[str, Callable[[int], Case]] = {
     "bert": _bert,
+    "bert, local arrays": partial(_bert, local=True),
     "mlp": _mlp,
     "recommender": _recommender,
     "cnn": _cnn,

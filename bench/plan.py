@@ -30,7 +30,7 @@ FULL = Form(
     batches=(1, 4, 8, 16, 32, 128, 512),
     ratios=(10, 100, 1000),
     embeddings=((10_000_000, 16), (1_000_000, 128)),
-    models=("bert", "mlp", "recommender", "cnn"),
+    models=("bert", "bert, local arrays", "mlp", "recommender", "cnn"),
     budget=2.5,
 )
 QUICK = Form(

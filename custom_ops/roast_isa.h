@@ -98,6 +98,20 @@ struct TileJob {
   int64_t sums_stride;
 };
 
+// One column of tiles, `rows` rows of x at once: sums[place] += sign * x[input] for each row of
+// each tile, where place is where that row of the tile starts in the array. Places lie 2^unit slots
+// apart; every 2^step-th one belongs to the same class, and those of a class stand together.
+struct MergeJob {
+  const uint32_t* starts;  // of the column's tiles, `starts_stride` apart
+  int64_t starts_stride;
+  int64_t tile_r, lead, in;  // tile row 0 lacks `lead` inputs
+  int unit, step;
+  int64_t class_places;
+  const float* x;  // [input, row]
+  int64_t rows;
+  float* sums;  // [class, place of it, row]
+};
+
 // Parts of kGroup outputs, `cols` consecutive inputs each, that become columns of a panel. Where
 // there are bits, row k has its signs from bit[k] on (see Signs), beside the tile's.
 template <class T>
@@ -140,9 +154,11 @@ struct Isa {
   void (*starts)(const Column&, const int64_t* ids, int64_t origin, int64_t n, uint32_t* packed);
   // out[r, c] = in[r, c] for outputs that no cache holds; null where there are no such stores.
   void (*stream)(const Piece<float>&, float* out, int64_t out_stride);
-  // sums[r, c] += grad[r, c] * sign * factor, or grad[c, r] * sign * factor.
+  // sums[r, c] += grad[r, c] * sign * factor, or grad[c, r] * sign * factor. Null where nothing is
+  // trained.
   void (*add)(const Slots&, float factor, const float* grad, int64_t grad_stride);
   void (*add_transposed)(const Slots&, float factor, const float* grad, int64_t grad_stride);
+  void (*merge)(const MergeJob&);
   // The stream of signs and drawn slots (roast_mapping.h): the next block of a state, words out of
   // it, and of each word the lowest bit.
   void (*refill)(uint32_t* state);

@@ -16,12 +16,19 @@ constexpr TypedOps<T> typed_ops() {
   return ops;
 }
 
+#if defined(ROAST_INFERENCE_ONLY)
+constexpr bool kTrains = false;
+#else
+constexpr bool kTrains = true;
+#endif
+
 constexpr Isa isa_table(const char* name) {
   return {name,
           column_starts,
           V::kStreams ? stream_piece : nullptr,
-          add_piece,
-          add_transposed_piece,
+          kTrains ? add_piece : nullptr,
+          kTrains ? add_transposed_piece : nullptr,
+          merge,
           refill,
           temper,
           temper_bits,

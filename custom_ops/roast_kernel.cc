@@ -122,9 +122,6 @@ void embedding_runs(const roast_plan& p, const T* memory, int64_t dim, const int
   for (int64_t k = first; k < last; k += most) {
     const int64_t n = min64(most, last - k);
     roast::starts_of_rows(p, across, ids + k, n, packed);
-    for (int64_t run = 0; run < n * across; ++run) {
-      __builtin_prefetch(memory + (packed[run] & ~roast::kNegative));
-    }
     roast::ops_of<T>(p).runs(memory, packed, n, across, p.map.tile_c, p.scale, out + k * dim);
     for (int64_t row = k; p.signs != nullptr && row < k + n; ++row) {
       p.isa->flip(p.signs, p.signs_lead + ids[row] * dim, dim, out + row * dim);
@@ -171,6 +168,7 @@ int roast_plan_init(roast_plan* plan, const int64_t* fields, size_t n, float sca
   plan->j0 = m.origin_c / m.tile_c;
   plan->grid_i = (m.origin_r + view_rows - 1) / m.tile_r - plan->i0 + 1;
   plan->grid_j = (m.origin_c + view_cols - 1) / m.tile_c - plan->j0 + 1;
+  plan->places = roast::places_of(m);
   plan->starts = nullptr;
   plan->order = nullptr;
   plan->signs = nullptr;

@@ -37,6 +37,7 @@ constexpr size_t kLine = 64;
 enum Mode {
   kPanels,  // 16 and more contiguous outputs: read as they lie
   kTiles,   // the same, few rows: tile by tile, by their places in the array
+  kMerged,  // the same, few places: inputs that meet the same slots are added first
   kDots,    // 16 and more contiguous inputs, few rows: read as they lie
   kTurned,  // the same for many rows: turned into panels first
   kGather   // anything: gathered into panels first
@@ -96,7 +97,9 @@ inline Mode mode_of(const Layer& l, int type) {
   if (m.transposed) {
     // Converting float16 for every block again costs more than converting it once.
     const bool once = type == ROAST_FLOAT32 || l.n <= isa.rows || pays_to_copy(l);
-    if (!has_panels(m) || !once || !readable) return kGather;
+    if (!has_panels(m) || !readable) return kGather;
+    if (l.plan->starts != nullptr && l.plan->places.n > 0) return kMerged;
+    if (!once) return kGather;
     return takes_tiles(l) ? kTiles : kPanels;
   }
   if (m.tile_c < kGroup) return kGather;
@@ -166,6 +169,18 @@ inline void cut_tiles(Layer* l) {
   l->part_bytes = round_up(static_cast<size_t>(l->n * outputs) * sizeof(float));
 }
 
+// One pass over all inputs; a panel is a column of tiles.
+inline void cut_merged(Layer* l) {
+  const Places& places = l->plan->places;
+  l->width = l->plan->map.tile_c;
+  l->depth = l->in;
+  l->segments = places.classes();
+  l->packed_bytes = l->n > 1 ? round_up(static_cast<size_t>(l->n * l->in) * sizeof(float)) : 0;
+  const int64_t sums = places.classes() * places.class_n * min64(l->n, l->block_rows);
+  l->part_bytes = list_bytes(*l) + round_up(static_cast<size_t>(sums) * sizeof(float));
+  cut_parts(l);
+}
+
 inline Layer cut_layer(const roast_plan* p, int type, size_t n) {
   const Mapping& m = p->map;
   const Isa& isa = *p->isa;
@@ -184,6 +199,10 @@ inline Layer cut_layer(const roast_plan* p, int type, size_t n) {
   l.copies = l.mode == kPanels && pays_to_copy(l);
   if (l.mode == kTiles) {
     cut_tiles(&l);
+    return l;
+  }
+  if (l.mode == kMerged) {
+    cut_merged(&l);
     return l;
   }
   const bool wide = l.mode == kPanels && l.blocks == 1;

@@ -184,15 +184,18 @@ void ragged_panel(const PanelJob<T>& job, int rows, int groups) {
   whole.y = y;
   whole.y_stride = groups * kGroup;
   whole.cols = whole.y_stride;
+  ROAST_SHORT
   for (int64_t c = 0; job.bias != nullptr && c < job.cols; ++c) bias[c] = job.bias[c];
   whole.bias = bias;
   for (int64_t r = 0; r < rows; ++r) {
+    ROAST_SHORT
     for (int64_t c = 0; c < whole.cols; ++c) {
       y[r * whole.cols + c] = !job.first && c < job.cols ? job.y[r * job.y_stride + c] : 0.0f;
     }
   }
   panel_of_rows<V::kRows>(whole, rows, groups);
   for (int64_t r = 0; r < rows; ++r) {
+    ROAST_SHORT
     for (int64_t c = 0; c < job.cols; ++c) job.y[r * job.y_stride + c] = y[r * whole.cols + c];
   }
 }
@@ -304,6 +307,43 @@ void tiles_of_rows(const TileJob<T>& job, int rows) {
 template <class T>
 void any_tiles(const TileJob<T>& job, int rows) {
   tiles_of_rows<V::kTileRows>(job, rows);
+}
+
+// ---- Inputs that meet the same slots ----
+
+inline void merge(const MergeJob& job) {
+  constexpr int kStep = 4 * V::kLanes;
+  const int64_t all = (job.class_places << job.step) * job.rows;
+  int64_t z = 0;
+  for (; z + V::kLanes <= all; z += V::kLanes) V::store(job.sums + z, V::zero());
+  ROAST_SHORT
+  for (; z < all; ++z) job.sums[z] = 0;
+  const uint32_t last_class = (uint32_t{1} << job.step) - 1;
+  const uint32_t* start = job.starts;
+  for (int64_t from = -job.lead; from < job.in; from += job.tile_r, start += job.starts_stride) {
+    const uint32_t packed = *start, place = (packed & ~kNegative) >> job.unit;
+    const int64_t begin = from < 0 ? 0 : from;
+    const int64_t end = from + job.tile_r < job.in ? from + job.tile_r : job.in;
+    const int64_t at = (place & last_class) * job.class_places + (place >> job.step) + begin - from;
+    const float* const x = job.x + begin * job.rows;
+    float* const to = job.sums + at * job.rows;
+    const int64_t n = (end - begin) * job.rows;
+    const float one = negate_if(packed >> 31, 1.0f);
+    const V::Reg ones = V::set1(one);
+    int64_t k = 0;
+    for (; k + kStep <= n; k += kStep) {
+      V::Reg sums[4];
+      ROAST_UNROLL
+      for (int v = 0; v < 4; ++v) {
+        const int64_t next = k + v * V::kLanes;
+        sums[v] = V::fma(ones, V::load(x + next), V::load(to + next));
+      }
+      ROAST_UNROLL
+      for (int v = 0; v < 4; ++v) V::store(to + k + v * V::kLanes, sums[v]);
+    }
+    ROAST_SHORT
+    for (; k < n; ++k) to[k] += one * x[k];
+  }
 }
 
 // ---- Inputs of a tile contiguous ----

@@ -17,10 +17,37 @@ inline bool has_panels(const Mapping& m) {
          !may_wrap(m) && !draws_elements(m) && !draws_signs(m);
 }
 
+// ---- Rows of tiles that meet ----
+
+inline int low_zeros(int64_t x) {
+  int zeros = 0;
+  while ((x >> zeros & 1) == 0) ++zeros;
+  return zeros;
+}
+
+// What an input or a place costs beside the product, in outputs; and classes, at most.
+constexpr int64_t kMergeCost = 5, kMostClasses = 32;
+
+// Whether places are so few that, for each column of tiles, inputs that meet the same slots are
+// better added before they are multiplied: then the places, else none.
+inline Places places_of(const Mapping& m) {
+  constexpr Places kNone{0, 0, 0, 0};
+  const bool aligned = (m.tile_c & (m.tile_c - 1)) == 0 && m.origin_c % m.tile_c == 0;
+  if (!has_panels(m) || !aligned) return kNone;
+  const int unit = low_zeros(m.tile_c | m.align), step = low_zeros(m.tile_c) - unit;
+  const int64_t n = ((m.range - 1) * m.align >> unit) + ((m.tile_r - 1) << step) + 1;
+  const int64_t in = m.numel / m.shape[0], classes = int64_t{1} << step;
+  const bool pays = classes <= min64(n, kMostClasses) &&
+                    n * (m.tile_c + kMergeCost) <= in * (m.tile_c - kMergeCost);
+  return pays ? Places{unit, step, n, ceil_div(n, classes)} : kNone;
+}
+
+// ---- Tiles one by one ----
+
 // Numbers of tile rows and columns share a word. Whole tiles are multiplied, so most of what they
 // hold must be there.
 inline bool has_order(const roast_plan& p) {
-  return has_panels(p.map) && p.grid_i <= 0xffff && p.grid_j <= 0xffff &&
+  return has_panels(p.map) && p.places.n == 0 && p.grid_i <= 0xffff && p.grid_j <= 0xffff &&
          p.grid_j * p.map.tile_c <= 2 * p.map.rows;
 }
 

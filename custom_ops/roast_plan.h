@@ -5,6 +5,20 @@
 #include "roast_kernel.h"
 #include "roast_mapping.h"
 
+namespace roast {
+
+// Where rows of tiles can start in the array: n places, 2^unit slots apart. From one row of a tile
+// to the next are 2^step places, so a tile stays in one class of them.
+struct Places {
+  int unit, step;
+  int64_t n, class_n;  // class_n: of one class, at most
+
+  int64_t classes() const { return int64_t{1} << step; }
+  int64_t of_class(int64_t k) const { return ((n - 1 - k) >> step) + 1; }
+};
+
+}  // namespace roast
+
 struct roast_plan {
   roast::Mapping map;
   float scale;
@@ -12,6 +26,8 @@ struct roast_plan {
   int64_t i0, j0, grid_i, grid_j;
   // Parts: rectangles of the matrix, the first of them cut by `lead_*`, so that no tile is cut.
   int64_t part_rows, part_cols, lead_rows, lead_cols, parts_across, parts;
+  // Of layers that merge inputs (roast_order.h); else none.
+  roast::Places places;
   // The table: starts with the sign in the top bit; tiles by their places in the array; drawn signs
   // in the order of the view, from bit signs_lead on; states of the generator of slots at every
   // span.

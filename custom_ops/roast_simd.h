@@ -17,11 +17,13 @@
 #define ROAST_INLINE inline __attribute__((always_inline))
 
 // Before loops over registers: gcc keeps arrays of them in memory unless it unrolls the loops
-// early.
+// early. ROAST_SHORT: before loops over what is left, of which compilers make vectors once more.
 #if defined(__clang__)
 #define ROAST_UNROLL
+#define ROAST_SHORT _Pragma("clang loop vectorize(disable) unroll(disable)")
 #else
 #define ROAST_UNROLL _Pragma("GCC unroll 16")
+#define ROAST_SHORT
 #endif
 
 namespace roast {

@@ -35,6 +35,7 @@ inline void flip(const uint8_t* bits, int64_t first, int64_t n, float* x) {
   for (; k + 32 <= n; k += V::kLanes) {
     V::store(x + k, V::flip(V::load(x + k), V::minus(bits_at(bits, first + k))));
   }
+  ROAST_SHORT
   for (; k < n; ++k) x[k] = negate_if(bit_at(bits, first + k) ^ 1u, x[k]);
 }
 

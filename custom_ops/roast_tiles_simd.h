@@ -54,6 +54,7 @@ void copy_rows(const Piece<T>& p, float factor, float* out, int64_t out_stride) 
   for (int64_t r = 0; c < p.cols && r < p.rows; ++r) {
     const T* from = p.in + r * p.in_stride;
     const int64_t at = p.signs.first + r * p.signs.stride;
+    ROAST_SHORT
     for (int64_t k = c; k < p.cols; ++k) {
       out[r * out_stride + k] = signed_product<kSigned>(from[k], p.signs, at + k, factor);
     }
@@ -72,11 +73,23 @@ inline void stream_piece(const Piece<float>& p, float* out, int64_t out_stride) 
     const float* from = p.in + r * p.in_stride;
     float* to = out + r * out_stride;
     int64_t c = 0;
+    ROAST_SHORT
     for (; c < p.cols && reinterpret_cast<uintptr_t>(to + c) % 64 != 0; ++c) to[c] = from[c];
     for (; c + V::kLanes <= p.cols; c += V::kLanes) V::stream(to + c, V::load(from + c));
+    ROAST_SHORT
     for (; c < p.cols; ++c) to[c] = from[c];
   }
   V::fence();
+}
+
+// Fetched so many rows before it is read.
+constexpr int64_t kAhead = 16;
+
+template <class T>
+ROAST_INLINE void fetch_ahead(const T* memory, const uint32_t* packed, int64_t k, int64_t n,
+                              int64_t length) {
+  const T* const run = memory + (packed[k + kAhead < n ? k + kAhead : k] & ~kNegative);
+  for (int64_t c = 0; c < length; c += kGroup) V::prefetch(run + c);
 }
 
 template <class T>
@@ -84,6 +97,7 @@ inline void copy_any_runs(const T* memory, const uint32_t* packed, int64_t n, in
                           int64_t length, float factor, float* out) {
   for (int64_t k = 0; k < n; ++k) {
     for (int64_t j = 0; j < across; ++j, out += length) {
+      fetch_ahead(memory, packed + j * n, k, n, length);
       const uint32_t start = packed[j * n + k];
       const Piece<T> run{memory + (start & ~kNegative), 0, 1, length};
       copy_piece(run, negate_if(start >> 31, factor), out, 0);
@@ -95,12 +109,14 @@ inline void copy_any_runs(const T* memory, const uint32_t* packed, int64_t n, in
 template <int kVectors, class T>
 inline void copy_even_runs(const T* memory, const uint32_t* packed, int64_t n, int64_t across,
                            float factor, float* out) {
+  constexpr int kLength = kVectors * V::kLanes;
   for (int64_t k = 0; k < n; ++k) {
-    for (int64_t j = 0; j < across; ++j, out += kVectors * V::kLanes) {
+    for (int64_t j = 0; j < across; ++j, out += kLength) {
+      fetch_ahead(memory, packed + j * n, k, n, kLength);
       const uint32_t start = packed[j * n + k];
       const T* const from = memory + (start & ~kNegative);
       const V::Reg f = V::flip(V::set1(factor), V::mask(start & kNegative));
-      for (int v = 0; v < kVectors * V::kLanes; v += V::kLanes) {
+      for (int v = 0; v < kLength; v += V::kLanes) {
         V::store(out + v, V::mul(V::load(from + v), f));
       }
     }
@@ -166,6 +182,7 @@ void transpose_rows(const Piece<T>& p, float factor, float* out, int64_t out_str
     transpose_block<false, kSigned>(p, r, c, p.rows - r, f, to + r, out_stride);
   }
   for (; c < p.cols; ++c) {
+    ROAST_SHORT
     for (int64_t r = 0; r < p.rows; ++r) {
       const int64_t at = p.signs.first + r * p.signs.stride + c;
       out[c * out_stride + r] =
@@ -228,6 +245,7 @@ inline void add_rows(const Slots& s, float factor, const float* grad, int64_t gr
       const V::Reg x = signed_product<kSigned>(from + c, s.signs, at + c, f);
       V::store(to + c, V::add(V::load(to + c), x));
     }
+    ROAST_SHORT
     for (; c < s.cols; ++c) to[c] += signed_product<kSigned>(from[c], s.signs, at + c, factor);
   }
 }
@@ -265,6 +283,7 @@ inline void add_columns(const Slots& s, float factor, const float* grad, int64_t
     }
   }
   for (; c < s.cols; ++c) {
+    ROAST_SHORT
     for (int64_t r = 0; r < s.rows; ++r) {
       const int64_t at = s.signs.first + r * s.signs.stride + c;
       s.sums[r * s.stride + c] +=

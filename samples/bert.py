@@ -38,12 +38,12 @@ class Encoder(nn.Module):
         return states.last_hidden_state, states.pooler_output
 
 
-def compressed(config, ratio):
+def compressed(config, ratio, local=False):
     """The dense model exists only inside this function."""
     torch.manual_seed(0)
     dense = Encoder(config)
     parameters = sum(p.numel() for p in dense.parameters())
-    return roast_export.compress(dense, ratio, init="fresh").eval(), parameters
+    return roast_export.compress(dense, ratio, local=local, init="fresh").eval(), parameters
 
 
 def examples(config, sequence=32):

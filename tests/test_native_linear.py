@@ -155,6 +155,21 @@ MAPS = {
 }  # fmt: skip
 
 
+# So few places for rows of tiles that inputs which meet the same slots are added first.
+MERGED = {
+    "meet": roast(128, 320, (32, 32), n_memory=1200),
+    "meet, ragged": roast(109, 331, (32, 32), n_memory=1200),
+    "meet, origin": roast(109, 331, (32, 32), n_memory=1200, origin=(45, 64)),
+    "meet, one place": roast(70, 45, (4, 16), n_memory=64),
+    "meet, wide tiles": roast(200, 300, (16, 64), n_memory=1400),
+    "meet, aligned tiles": roast(300, 300, (16, 64), n_memory=1400, align=64, range=6),
+    "meet, another alignment": roast(97, 333, (32, 32), n_memory=1200, align=48, range=4),
+    "meet, starts anywhere": roast(109, 2900, (32, 32), n_memory=1200, align=1, range=177),
+    "meet, wider than the layer": roast(40, 470, (16, 128), n_memory=2400),
+}
+MAPS |= MERGED
+
+
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_layers(isa, name, dtype):
@@ -199,6 +214,18 @@ def test_chunks_of_rows(isa, n):
 def test_a_last_chunk_too_small_to_copy_panels(isa):
     """801 or 1601 blocks of rows in 51 chunks, the last of which is one block of not all its rows."""
     check(MAPS["ragged"], 9606)
+
+
+@pytest.mark.parametrize("name", ["tiles overlap", *MERGED])
+def test_inputs_that_meet_the_same_slots_are_added_first(isa, name):
+    """Seen where the sum of two inputs is too large for float32, and their products are not."""
+    m = (MAPS | FAR)[name]
+    signed = (m.indices()[0] + 1) * m.signs()[0]
+    same = [np.flatnonzero(signed == slot) for slot in signed]
+    x = np.zeros((1, m.shape[1]), np.float32)
+    x[0, max(same, key=len)[:2]] = 3e38
+    y = linear(m, x, np.full(m.n_memory, 1e-38, np.float32))
+    assert np.isfinite(y[0, 0]) == (name not in MERGED)
 
 
 def test_golden_vectors(isa):

@@ -30,12 +30,13 @@ FLAGS = (
     *("-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffunction-sections", "-fdata-sections"),
     *("-fno-unwind-tables", "-fno-asynchronous-unwind-tables"),
     *("-Wall", "-Wextra", "-Werror"),
+    "-DROAST_INFERENCE_ONLY",
 )
 # Fast what runs once per element: the instruction sets, whose loops must be unrolled (the product takes three
 # times as long otherwise); the rest takes as long as ever in half the space. -O3 makes AVX-512 2.4x as fast
 # at 32 rows and the portable code slower; elsewhere it only takes space.
 SMALL, FAST, FASTEST = "-Oz", "-O2", "-O3"
-# Gradients: no phone needs them.
+# Gradients: no phone needs them, nor what ROAST_INFERENCE_ONLY leaves out.
 TRAINING = SOURCES / "roast_scatter.cc"
 # What every 64-bit ARM has something better for, and the word for the others that it is not there.
 SPARE, WITHOUT_SPARE = SOURCES / "roast_isa_portable.cc", "-DROAST_NEON_ONLY"
