@@ -240,6 +240,14 @@ inline int64_t end_of_pass(const Layer& l, int64_t k) {
   return min64(k == 0 ? l.depth - l.lead : k + l.depth, l.in);
 }
 
+// What a call brings: x float32[n, in], bias float32[out] or null, y float32[n, out].
+struct Call {
+  const float* x;
+  const float* bias;
+  float* y;
+  void* scratch;
+};
+
 // The working memory of a part.
 struct Scratch {
   Segment* segments;

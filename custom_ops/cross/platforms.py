@@ -40,7 +40,7 @@ _ARMV7 = ("-mcpu=generic+v7a+vfp3d16+thumb2",)
 # Android passes floats in integer registers there, which zig takes for a processor without floats.
 _SOFTFP = ("-mfloat-abi=softfp",)
 # Three instruction sets in one library.
-_X86_LIMIT = 384 * KIB
+_X86_LIMIT = 352 * KIB
 # Pages of 16 KiB in five segments, some of them almost empty.
 _APPLE_LIMIT = 208 * KIB
 _DYLIB = ("-install_name", f"@rpath/{DYLIB}")
@@ -63,9 +63,9 @@ PLATFORMS = (
     Platform("linux-arm64", "aarch64-linux-gnu", SHARED_OBJECT, (*_ELF, *_SEGMENTS), _ARM64),
     Platform("linux-x86_64", "x86_64-linux-gnu", SHARED_OBJECT, _ELF, limit=_X86_LIMIT),
     Platform("macos-arm64", "aarch64-macos.11.0", DYLIB, _DYLIB, limit=_APPLE_LIMIT),
-    Platform("macos-x86_64", "x86_64-macos.11.0", DYLIB, _DYLIB, limit=448 * KIB),
+    Platform("macos-x86_64", "x86_64-macos.11.0", DYLIB, _DYLIB, limit=416 * KIB),
     Platform("windows-arm64", "aarch64-windows-gnu", DLL, sources=("cross/windows_entry.cc",)),
     Platform(
-        "windows-x86_64", "x86_64-windows-gnu", DLL, sources=("cross/windows_entry.cc",), limit=448 * KIB,
+        "windows-x86_64", "x86_64-windows-gnu", DLL, sources=("cross/windows_entry.cc",), limit=416 * KIB,
     ),
 )  # fmt: skip
