@@ -36,7 +36,8 @@ inline Places places_of(const Mapping& m) {
   if (!has_panels(m) || !aligned) return kNone;
   const int unit = low_zeros(m.tile_c | m.align), step = low_zeros(m.tile_c) - unit;
   const int64_t n = ((m.range - 1) * m.align >> unit) + ((m.tile_r - 1) << step) + 1;
-  const int64_t in = m.numel / m.shape[0], classes = int64_t{1} << step;
+  // There are fewer places than 2^32, and the products below must fit.
+  const int64_t in = min64(m.numel / m.shape[0], int64_t{1} << 32), classes = int64_t{1} << step;
   const bool pays = classes <= min64(n, kMostClasses) &&
                     n * (m.tile_c + kMergeCost) <= in * (m.tile_c - kMergeCost);
   return pays ? Places{unit, step, n, ceil_div(n, classes)} : kNone;

@@ -228,6 +228,13 @@ def test_inputs_that_meet_the_same_slots_are_added_first(isa, name):
     assert np.isfinite(y[0, 0]) == (name not in MERGED)
 
 
+@pytest.mark.parametrize("tile", [(32, 32), (4, 2**27), (16, 2**25)])
+def test_the_largest_layer_has_a_plan(tile):
+    """What decides how it is cut must not overflow; the sanitizers see it."""
+    m = roast(16, 2**44, tile, n_memory=2**30, align=tile[1], range=2)
+    assert lib.roast_linear_parts(Plan(m.to_list()).plan, 0, 1) > 0
+
+
 def test_golden_vectors(isa):
     vectors = json.loads(VECTORS.read_text())["vectors"]
     # One vector has a scale that makes weights infinite: a matter of gathers.
