@@ -33,6 +33,7 @@ def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("out"))
     parser.add_argument("--form", choices=["native", "portable"], help="default: both")
+    parser.add_argument("--delegate", choices=["none", "xnnpack"], help="default: one file for each")
     arguments = parser.parse_args()
     folder = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,15 +41,15 @@ def main():
     model = roast_export.compress(Seen().eval(), ratio=20, exclude=["conv*"])
     image = (torch.randn(1, 3, 32, 32),)
     for portable in {"native": [False], "portable": [True]}.get(arguments.form, [False, True]):
-        for delegate in (None, "xnnpack"):
-            form = f"{'portable' if portable else 'native'}{f'-{delegate}' if delegate else ''}"
+        for delegate in [arguments.delegate] if arguments.delegate else ["none", "xnnpack"]:
+            form = f"{'portable' if portable else 'native'}{'-xnnpack' if delegate == 'xnnpack' else ''}"
             report = roast_export.export(
                 model,
                 folder / f"{form}.pte",
                 to="executorch",
                 example_inputs=image,
                 portable=portable,
-                delegate=delegate,
+                delegate=None if delegate == "none" else delegate,
             )
             weights = sum(
                 c.elements for c in report.checks if c.name == "inner.weight" and c.kind == "weight"

@@ -152,11 +152,9 @@ def test_every_weight_and_parameter_is_compared(exported, runtime, model):
     assert not any("no names" in warning for warning in report.warnings)
 
 
-# One of each form: what a process knows does not depend on the delegate, and an emulated run is a
-# process of its own anyway.
-@pytest.mark.parametrize(
-    "runtime", ["executorch portable", "executorch native"], indirect=True, scope="module"
-)
+# The form that needs operators: what a process knows does not depend on the delegate, and an emulated run
+# is a process of its own anyway.
+@pytest.mark.parametrize("runtime", ["executorch native"], indirect=True, scope="module")
 def test_a_process_that_has_written_nothing_can_verify(exported, runtime, model, tmp_path):
     archive = tmp_path / "model.pt"
     roast_export.save(model, archive, small_inputs())
