@@ -1,5 +1,6 @@
-// The tiles of a layer by their places in the array: who goes through them in this order finds in
-// the cache what tiles before have read, however large the array is.
+// Where the tiles of a layer lie in the array. Who goes through them in that order finds in the
+// cache what tiles before have read, however large the array is; and where a small array makes the
+// rows of many tiles start at the same places, inputs can be added before they are multiplied.
 #pragma once
 
 #include "roast_plan.h"

@@ -184,6 +184,8 @@ def test_names_like_the_short_ones_are_left_alone(source, tmp_path):
     want, got = (outputs_of(path, "portable", inputs) for path in (source[0], tmp_path / "model.ort"))
     for one, other in zip(want, got, strict=True):
         assert compare_values("portable", "output", "random", one, other, 1e-5, 1e-5).passed
+        wrong = one + np.asarray(1e-3 * np.abs(one).max() + 1, one.dtype)
+        assert not compare_values("portable", "output", "random", wrong, other, 1e-5, 1e-5).passed
 
 
 def test_drawn_weights_have_no_portable_form(tmp_path):
