@@ -46,7 +46,8 @@ struct PanelJob {
   int64_t offset[kMaxGroups], tile[kMaxGroups];
   const Segment* segments;
   int64_t n_segments;
-  const float* inputs;  // [input, row]
+  const float* inputs;  // [input, row], `inputs_stride` from one input to the next
+  int64_t inputs_stride;
   float* y;
   int64_t y_stride, cols;
   float scale;
@@ -100,13 +101,14 @@ struct TileJob {
 
 // One column of tiles, `rows` rows of x at once: sums[place] += sign * x[input] for each row of
 // each tile, where place is where that row of the tile starts in the array. Places lie 2^unit slots
-// apart; every 2^step-th one belongs to the same class, and those of a class stand together.
+// apart; every 2^step-th one belongs to the same class. Of each class, the n places from `first` on
+// are summed, and stand together.
 struct MergeJob {
   const uint32_t* starts;  // of the column's tiles, `starts_stride` apart
   int64_t starts_stride;
   int64_t tile_r, lead, in;  // tile row 0 lacks `lead` inputs
   int unit, step;
-  int64_t class_places;
+  int64_t first, n;
   const float* x;  // [input, row]
   int64_t rows;
   float* sums;  // [class, place of it, row]

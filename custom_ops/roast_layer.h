@@ -31,6 +31,10 @@ constexpr int64_t kMostDotRows = 3;
 // Multiplications that pay for handing a part to a thread, and inputs that are packed.
 constexpr int64_t kPartWork = int64_t{1} << 18, kPackNumel = int64_t{1} << 15;
 constexpr int64_t kMaxParts = 32;
+// Rows of a block whose inputs are merged, at least; of a pass, sums that leave room in the first
+// cache levels, slots of the array that leave room in the second, and places at least.
+constexpr int64_t kMergedRows = 16, kRowUnit = 8;
+constexpr int64_t kPassSums = 3 << 12, kPassSlots = 3 << 14, kFewestPlaces = 16;
 constexpr int64_t kMaxScratch = int64_t{1} << 23;
 constexpr size_t kLine = 64;
 
@@ -57,6 +61,8 @@ struct Layer {
   int64_t chunk;               // blocks of a chunk of rows
   // A part is some panels of some chunks: part p has slice p mod `slices` of the panels.
   int64_t per_part, slices, part_blocks, parts;
+  // Where inputs are merged: rows of x and places lie together in blocks and passes of these.
+  int64_t row_unit, pass_places;
   // x as the micro-kernels read it, [pass][block][input][row], and the rest for each part.
   size_t packed_bytes, part_bytes;
 };
@@ -151,7 +157,8 @@ inline void cut_parts(Layer* l) {
   const int64_t most = max64(min64(by_scratch, by_work), 1);
   l->chunk = l->blocks;
   const int64_t rows = l->copies ? kCopyRows : kChunkRows;
-  if (l->mode == kPanels) l->chunk = ceil_div(l->blocks, ceil_div(l->n, rows));
+  if (l->mode == kPanels || l->mode == kMerged)
+    l->chunk = ceil_div(l->blocks, ceil_div(l->n, rows));
   const int64_t chunks = ceil_div(l->blocks, l->chunk);
   const int64_t part_chunks = ceil_div(chunks, min64(chunks, most));
   const int64_t row_parts = ceil_div(chunks, part_chunks);
@@ -169,16 +176,43 @@ inline void cut_tiles(Layer* l) {
   l->part_bytes = round_up(static_cast<size_t>(l->n * outputs) * sizeof(float));
 }
 
-// One pass over all inputs; a panel is a column of tiles.
+// A panel is a column of tiles, and a pass goes over places. A block of rows is several of the
+// micro-kernel's: the column's tiles are walked once for all of them. Where it takes little, rows
+// are filled up to a multiple of 8, so that no sum is read across two that were just stored. What
+// fills them goes into no output.
 inline void cut_merged(Layer* l) {
   const Places& places = l->plan->places;
+  const int64_t most_rows = max64(kMergedRows, 2 * l->plan->isa->rows);
+  const int64_t wanted = ceil_div(l->n, ceil_div(l->n, most_rows));
+  const int64_t filled = ceil_div(wanted, kRowUnit) * kRowUnit;
+  if (filled * (kRowUnit - 1) <= wanted * kRowUnit) {
+    l->row_unit = kRowUnit;
+    l->block_rows = filled;
+  } else {
+    l->row_unit = 1;
+    l->block_rows = min64(l->plan->isa->rows, l->n);
+  }
+  l->blocks = ceil_div(l->n, l->block_rows);
   l->width = l->plan->map.tile_c;
   l->depth = l->in;
   l->segments = places.classes();
-  l->packed_bytes = l->n > 1 ? round_up(static_cast<size_t>(l->n * l->in) * sizeof(float)) : 0;
-  const int64_t sums = places.classes() * places.class_n * min64(l->n, l->block_rows);
-  l->part_bytes = list_bytes(*l) + round_up(static_cast<size_t>(sums) * sizeof(float));
+  const int64_t rows = l->block_rows * places.classes();
+  const int64_t most = min64(kPassSums / rows, kPassSlots >> (places.unit + places.step));
+  l->pass_places = ceil_div(places.class_n, ceil_div(places.class_n, max64(most, kFewestPlaces)));
+  const int64_t inputs = l->blocks * l->block_rows * l->in;
+  l->packed_bytes = l->n > 1 ? round_up(static_cast<size_t>(inputs) * sizeof(float)) : 0;
+  l->part_bytes =
+      list_bytes(*l) + round_up(static_cast<size_t>(rows * l->pass_places) * sizeof(float));
   cut_parts(l);
+}
+
+// Where a block of inputs is, and its rows, the filled-up ones too.
+struct MergedBlock {
+  int64_t first, stride;
+};
+
+inline MergedBlock merged_block(const Layer& l, int64_t block, int64_t rows) {
+  return MergedBlock{block * l.block_rows * l.in, ceil_div(rows, l.row_unit) * l.row_unit};
 }
 
 inline Layer cut_layer(const roast_plan* p, int type, size_t n) {

@@ -109,6 +109,7 @@ void run_blocks(const Layer& l, const Call& call, const Run& run, PanelJob<T>* j
   job->near = makes_panels(l) || roast::is_near(l.plan->map);
   for (int64_t block = run.block; block < run.last_block; ++block) {
     const Block rows = block_of(l, block);
+    job->inputs_stride = rows.rows;
     job->inputs = packed + run.begin * l.n + rows.first * (run.end - run.begin);
     job->y = call.y + rows.first * l.out + run.first;
     ops_of<T>(*l.plan).panel(*job, static_cast<int>(rows.rows), static_cast<int>(width / kGroup));
@@ -330,6 +331,11 @@ int64_t pack_parts(const Layer& l) {
 
 void pack_block(const Layer& l, const float* x, int64_t block, float* packed) {
   const Block rows = block_of(l, block);
+  if (l.mode == roast::kMerged) {
+    const roast::MergedBlock to = merged_block(l, block, rows.rows);
+    const roast::Piece<float> piece{x + rows.first * l.in, l.in, rows.rows, l.in};
+    return l.plan->isa->f32.transpose(piece, 1.0f, packed + to.first, to.stride);
+  }
   for (int64_t k = 0; k < l.in;) {
     const int64_t end = end_of_pass(l, k), depth = end - k;
     const roast::Piece<float> piece{x + rows.first * l.in + k, l.in, rows.rows, depth};

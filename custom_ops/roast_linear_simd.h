@@ -48,13 +48,14 @@ enum Source { kNear, kFarAway, kCopied };
 template <Source kFrom, int kRows, int kGroups, class T>
 ROAST_INLINE void multiply(V::Reg (&sums)[kRows][kGroups * kParts], const T* const (&b)[kGroups],
                            const T* const (&ahead)[kGroups], int64_t stride, int64_t rows,
-                           const float* a, float* copy, const uint32_t (&sign)[kGroups]) {
+                           const float* a, int64_t a_stride, float* copy,
+                           const uint32_t (&sign)[kGroups]) {
   constexpr int kWide = kGroups * kParts;
   const int64_t end = rows * stride;
   V::Mask flips[kGroups];
   ROAST_UNROLL
   for (int g = 0; kFrom == kCopied && g < kGroups; ++g) flips[g] = V::mask(sign[g]);
-  for (int64_t k = 0; k < end; k += stride, a += kRows) {
+  for (int64_t k = 0; k < end; k += stride, a += a_stride) {
     V::Reg w[kWide];
     ROAST_UNROLL
     for (int v = 0; v < kWide; ++v) {
@@ -119,7 +120,7 @@ void panel(const PanelJob<T>& job) {
   uint32_t sign[kGroups] = {};
   const uint32_t plus[kGroups] = {};
   const Segment* const segments = job.segments;
-  const int64_t last = job.n_segments - 1;
+  const int64_t last = job.n_segments - 1, a_stride = job.inputs_stride;
   const auto tile = [&](int64_t s, int g) {
     return job.memory + (segments[s].packed[job.tile[g]] & ~kNegative) + job.offset[g];
   };
@@ -141,16 +142,16 @@ void panel(const PanelJob<T>& job) {
       wanted[g] = segments[s].packed[job.tile[g]] & kNegative;
     }
     const int64_t first = segments[s].first, rows = segments[s].rows;
-    const float* const a = job.inputs + first * kRows;
+    const float* const a = job.inputs + first * a_stride;
     if (kCopies && job.copy != nullptr) {
       float* const copy = job.copy + first * kGroups * kGroup;
-      multiply<kCopied>(sums, b, ahead, job.stride, rows, a, copy, wanted);
+      multiply<kCopied>(sums, b, ahead, job.stride, rows, a, a_stride, copy, wanted);
     } else {
       turn<kRows, kGroups>(sums, sign, wanted);
       if (!kFar || job.near) {
-        multiply<kNear>(sums, b, ahead, job.stride, rows, a, nullptr, wanted);
+        multiply<kNear>(sums, b, ahead, job.stride, rows, a, a_stride, nullptr, wanted);
       } else {
-        multiply<kFarAway>(sums, b, ahead, job.stride, rows, a, nullptr, wanted);
+        multiply<kFarAway>(sums, b, ahead, job.stride, rows, a, a_stride, nullptr, wanted);
       }
     }
   } while (++s <= last);
@@ -313,7 +314,7 @@ void any_tiles(const TileJob<T>& job, int rows) {
 
 inline void merge(const MergeJob& job) {
   constexpr int kStep = 4 * V::kLanes;
-  const int64_t all = (job.class_places << job.step) * job.rows;
+  const int64_t all = (job.n << job.step) * job.rows;
   int64_t z = 0;
   for (; z + V::kLanes <= all; z += V::kLanes) V::store(job.sums + z, V::zero());
   ROAST_SHORT
@@ -322,11 +323,15 @@ inline void merge(const MergeJob& job) {
   const uint32_t* start = job.starts;
   for (int64_t from = -job.lead; from < job.in; from += job.tile_r, start += job.starts_stride) {
     const uint32_t packed = *start, place = (packed & ~kNegative) >> job.unit;
-    const int64_t begin = from < 0 ? 0 : from;
-    const int64_t end = from + job.tile_r < job.in ? from + job.tile_r : job.in;
-    const int64_t at = (place & last_class) * job.class_places + (place >> job.step) + begin - from;
+    // Input k is at place k + shift of those that are summed.
+    const int64_t shift = (place >> job.step) - from - job.first;
+    int64_t begin = from < 0 ? 0 : from;
+    int64_t end = from + job.tile_r < job.in ? from + job.tile_r : job.in;
+    if (begin + shift < 0) begin = -shift;
+    if (end + shift > job.n) end = job.n - shift;
+    if (begin >= end) continue;
     const float* const x = job.x + begin * job.rows;
-    float* const to = job.sums + at * job.rows;
+    float* const to = job.sums + ((place & last_class) * job.n + begin + shift) * job.rows;
     const int64_t n = (end - begin) * job.rows;
     const float one = negate_if(packed >> 31, 1.0f);
     const V::Reg ones = V::set1(one);
@@ -340,6 +345,9 @@ inline void merge(const MergeJob& job) {
       }
       ROAST_UNROLL
       for (int v = 0; v < 4; ++v) V::store(to + k + v * V::kLanes, sums[v]);
+    }
+    for (; k + V::kLanes <= n; k += V::kLanes) {
+      V::store(to + k, V::fma(ones, V::load(x + k), V::load(to + k)));
     }
     ROAST_SHORT
     for (; k < n; ++k) to[k] += one * x[k];

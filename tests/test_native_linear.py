@@ -169,6 +169,12 @@ MERGED = {
 }
 MAPS |= MERGED
 
+# The same, of so many places that they are taken in passes.
+PASSES = {
+    "meet in passes": roast(150, 1300, (16, 64), n_memory=54_400, align=64, range=835),
+    "meet in passes, classes": roast(109, 1901, (32, 32), n_memory=21_000, origin=(45, 64)),
+}
+
 
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -204,6 +210,14 @@ def test_arrays_far_from_the_processor(isa, name, dtype):
         check(FAR[name], n, dtype)
 
 
+@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_passes_over_places(isa, name, dtype):
+    """Blocks of rows that are filled up to whole vectors, and blocks that are not."""
+    for n in (1, 2, 6, 7, 8, 13, 16, 17, 26, 128):
+        check(PASSES[name], n, dtype)
+
+
 @pytest.mark.parametrize("n", [95, 97, 200, 300])
 def test_chunks_of_rows(isa, n):
     """Parts are cut by rows and by outputs; each row and each output is in one of them."""
@@ -216,16 +230,16 @@ def test_a_last_chunk_too_small_to_copy_panels(isa):
     check(MAPS["ragged"], 9606)
 
 
-@pytest.mark.parametrize("name", ["tiles overlap", *MERGED])
+@pytest.mark.parametrize("name", ["tiles overlap", *MERGED, *PASSES])
 def test_inputs_that_meet_the_same_slots_are_added_first(isa, name):
     """Seen where the sum of two inputs is too large for float32, and their products are not."""
-    m = (MAPS | FAR)[name]
+    m = (MAPS | PASSES | FAR)[name]
     signed = (m.indices()[0] + 1) * m.signs()[0]
     same = [np.flatnonzero(signed == slot) for slot in signed]
     x = np.zeros((1, m.shape[1]), np.float32)
     x[0, max(same, key=len)[:2]] = 3e38
     y = linear(m, x, np.full(m.n_memory, 1e-38, np.float32))
-    assert np.isfinite(y[0, 0]) == (name not in MERGED)
+    assert np.isfinite(y[0, 0]) == (name not in MERGED | PASSES)
 
 
 @pytest.mark.parametrize("tile", [(32, 32), (4, 2**27), (16, 2**25)])
