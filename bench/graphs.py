@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.timing import session
 from roast_export import families, onnx_ops
+from roast_export.compress import draw_mapping
 from roast_export.mapping import Hash, Mapping, Sign
 
 OPSET, IR_VERSION = 20, 10
@@ -19,12 +20,9 @@ INT4_BLOCK = 32
 
 
 def roast_mapping(shape: tuple[int, int], ratio: int, *, rows: bool = False) -> Mapping:
-    """As `compress` makes it: 32x32 tiles of matrices, 32 or 16 elements of an embedding's row."""
-    n_memory = max(2048, shape[0] * shape[1] // ratio // 16 * 16)
-    tile = (1, 32 if shape[1] >= 32 else 16) if rows else (32, 32)
-    if not rows and n_memory < 4 * 1024:
-        tile = (16, 16)
-    return families.roast(shape, n_memory, seed=ratio, tile=tile, align=16, transposed=not rows)
+    """As `compress` makes it."""
+    n_memory = max(2048, shape[0] * shape[1] // ratio // 64 * 64)
+    return draw_mapping(shape, n_memory, [ratio], rows=rows)
 
 
 def hashed_mapping(shape: tuple[int, int], ratio: int) -> Mapping:
