@@ -77,6 +77,8 @@ def _machine(results: Results) -> str:
             f"{span('product_gflops')} GFLOP/s, L2 {span('l2_gb_s')} GB/s, DRAM {span('dram_gb_s')} GB/s "
             f"over {len(rows)} processes ({rows[0]['method']})"
         )
+    if "note" in facts:
+        lines.append(f"- {facts['note']}")
     return "## Machine\n\n" + "\n".join(lines)
 
 
