@@ -8,7 +8,7 @@ import click
 import pytest
 import yaml
 
-from roast_export import cli
+from roast_export import cli, cli_options
 from roast_export.all_runtimes import all_runtimes
 from roast_export.export import TARGETS
 
@@ -48,7 +48,7 @@ def complaints(words):
             kinds = {"--require": {r.name for r in all_runtimes()}, "--to": set(TARGETS)}
             if value not in kinds.get(word, {value}) or not value:
                 found.append(f"{word} does not take {value!r}")
-            if word == "--report" and Path(value).suffix not in cli.REPORT_SUFFIXES:
+            if word == "--report" and Path(value).suffix not in cli_options.REPORT_SUFFIXES:
                 found.append(f"{word} does not take {value!r}")
     needed = sum(isinstance(p, click.Argument) and p.required for p in command.params)
     if positional < needed and "--runtimes" not in words:

@@ -1,0 +1,69 @@
+"""How a command ends: every exception becomes one message on stderr and an exit code.
+
+Exit codes: 0 done (and verified), 1 refused or failed, 2 the exported file does not match.
+The one `try` of the package is in `RoastCommand.main`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from roast_export.errors import RoastError, VerificationError
+
+REFUSED, MISMATCH, INTERRUPTED = 1, 2, 130
+
+
+class RoastCommand(click.Command):
+    """A command that turns every exception into one message on stderr and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        # Read before the arguments are parsed: parsing them may be what fails.
+        given = kwargs.get("args", args[0] if args else None)
+        debug = "--debug" in (sys.argv if given is None else given)
+        try:
+            with _calm(debug):
+                code = super().main(*args, **kwargs)
+        except VerificationError as error:
+            _complain(str(error), debug)
+            sys.exit(MISMATCH)
+        except RoastError as error:
+            _complain(str(error), debug)
+            sys.exit(REFUSED)
+        except click.ClickException as error:
+            name = getattr(getattr(error, "ctx", None), "command_path", self.name)
+            _complain(f"{error.format_message()} (see {name} --help)", debug)
+            sys.exit(REFUSED)
+        except (click.Abort, KeyboardInterrupt):
+            _complain("interrupted", False)
+            sys.exit(INTERRUPTED)
+        except Exception as error:
+            hint = "" if debug else "; this is a bug in roast-export, --debug shows where"
+            _complain(f"{type(error).__name__}: {error}{hint}", debug)
+            sys.exit(REFUSED)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"error: {message}", err=True)
+
+
+@contextmanager
+def _calm(debug: bool) -> Iterator[None]:
+    """Only our own log, from warnings up, unless the user asks for everything."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if debug else logging.ERROR)
+    logging.getLogger("roast_export").setLevel(logging.INFO if debug else logging.WARNING)
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+        yield
