@@ -53,21 +53,37 @@ class VirtualWeight(nn.Module):
         """x @ W^T + bias: float32[..., in] to float32[..., out]. The weight is not expanded."""
         return torch_ops.linear(x, self.memory, bias, self.fields, self.scale)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {"mapping": self.fields, "scale": self.scale}
+    def get_extra_state(self) -> Tensor:
+        """Scale and record in one tensor: int64[1 + fields]; first the bits of the scale as float64.
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+        A tensor, because safetensors, and what saves through it, takes nothing else.
+        """
+        bits = torch.tensor([self.scale], dtype=torch.float64).view(torch.int64)
+        return torch.cat([bits, torch.tensor(self.fields)])
+
+    def set_extra_state(self, state: Tensor | dict[str, Any]) -> None:
+        fields, scale = read_extra_state(state)
         shape, n_memory = self.mapping.shape, self.mapping.n_memory
-        mapping = Mapping.from_list(list(state["mapping"]))
+        mapping = Mapping.from_list(fields)
         if mapping.shape != shape or mapping.n_memory != n_memory:
             raise InputError(
                 f"the state dict maps a weight of shape {list(mapping.shape)} into {mapping.n_memory} "
                 f"slots, this model has {list(shape)} in {n_memory}; build it with the same ratio"
             )
-        self._adopt(mapping.to_list(), state["scale"])
+        self._adopt(mapping.to_list(), scale)
 
     def extra_repr(self) -> str:
         return f"{list(self.mapping.shape)} from {self.mapping.n_memory} slots"
+
+
+def read_extra_state(state: Tensor | dict[str, Any]) -> tuple[list[int], float]:
+    """Record and scale out of an entry `_extra_state`; earlier files hold a dict there."""
+    if isinstance(state, dict):
+        return list(state["mapping"]), float(state["scale"])
+    if state.dtype != torch.int64 or state.dim() != 1 or len(state) < 2:
+        raise MappingError(f"a record is int64[n], the state dict has {state.dtype} {list(state.shape)}")
+    scale = state[:1].cpu().clone().view(torch.float64)
+    return [int(field) for field in state[1:].tolist()], float(scale)
 
 
 class _Weights(nn.Module):

@@ -588,15 +588,32 @@ def test_a_wrong_state_dict_is_refused(other, error):
         layer.load_state_dict(other().state_dict())
 
 
+def record_of(layer):
+    return next((key, value) for key, value in layer.state_dict().items() if key.endswith("_extra_state"))
+
+
 def test_a_state_dict_with_a_broken_record_is_refused():
     layer = RoastLinear(virtual(20, DIM))
-    state = layer.state_dict()
-    key = next(key for key in state if key.endswith("_extra_state"))
-    broken = {**state[key], "mapping": [2, *state[key]["mapping"][1:]]}
+    state, (key, record) = layer.state_dict(), record_of(layer)
+    other_version, no_number = record.clone(), record.clone()
+    other_version[1] = 2
+    no_number[0] = torch.tensor([float("nan")], dtype=torch.float64).view(torch.int64)[0]
     with pytest.raises(MappingError, match="version 2"):
-        layer.load_state_dict({**state, key: broken})
+        layer.load_state_dict({**state, key: other_version})
     with pytest.raises(MappingError, match="finite"):
-        layer.load_state_dict({**state, key: {**state[key], "scale": float("nan")}})
+        layer.load_state_dict({**state, key: no_number})
+    with pytest.raises(MappingError, match="float32"):
+        layer.load_state_dict({**state, key: record.float()})
+
+
+def test_a_state_dict_is_tensors_and_an_older_one_with_a_dict_is_read():
+    first, second = RoastLinear(virtual(20, DIM, seed=1, scale=0.1)), RoastLinear(virtual(20, DIM, seed=2))
+    state, (key, _) = first.state_dict(), record_of(first)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    fields = first.virtual["weight"].fields
+    second.load_state_dict({**state, key: {"mapping": fields, "scale": 0.1}})
+    assert second.virtual["weight"].scale == 0.1
+    assert torch.equal(second.weight, first.weight)
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e39])
