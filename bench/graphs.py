@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.timing import session
 from roast_export import families, onnx_ops
-from roast_export.compress import draw_mapping
 from roast_export.mapping import Hash, Mapping, Sign
+from roast_export.placement import draw_mapping
 
 OPSET, IR_VERSION = 20, 10
 INT4_BLOCK = 32

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from bench import markdown
 from roast_export import compress, families, scale_gradients
-from roast_export.compress import evenness
 from roast_export.modules import VirtualWeight, make_virtual
+from roast_export.placement import evenness
 
 ROOT = Path(__file__).parent.parent
 LAYER, WIDTH, INNER, TOKENS, TEXTS = 3, 384, 1536, 64, 1500
@@ -46,7 +46,7 @@ what goes in and comes out of it on real text, with both weights virtual, an arr
 
 Mean squared error on text that was not learnt from, in units of the outputs' variance, after {STEPS} steps
 of Adam; mean and range over {SEEDS} seeds. "Any coefficients" are the first that are drawn; the last column
-takes the least even (`evenness` in `compress.py`) of {DRAWS} draws for each weight.
+takes the least even (`evenness` in `placement.py`) of {DRAWS} draws for each weight.
 
 {table}
 """

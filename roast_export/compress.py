@@ -4,53 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from roast_export import families, torch_ops
+from roast_export import placement, projection
 from roast_export.errors import InputError
-from roast_export.mapping import UNUSED, Mapping, Sign
+from roast_export.fit import measured
 from roast_export.modules import VirtualWeight, make_virtual, virtual_weights
 
 logger = logging.getLogger(__name__)
-
-ALIGN = 16
-"""Array lengths and tile starts are multiples of this many elements: one 64-byte line of float32."""
-
-MATRIX_TILES = (
-    (32, 128, 128),
-    (32, 64, 64),
-    (16, 64, 64),
-    (8, 64, 64),
-    (32, 32, ALIGN),
-    (16, 16, ALIGN),
-    (8, 16, ALIGN),
-    (4, 16, ALIGN),
-    (1, 16, ALIGN),
-)
-"""Inputs and outputs of a tile, and what its starts are multiples of (why: docs/design.md)."""
-
-WIDEST = 128
-"""Outputs of a tile that pays where a layer has twice as many inputs as there are places for its rows."""
-
-ROW_TILES = ((1, 32, ALIGN), (1, 16, ALIGN))
-TILES_PER_ARRAY = 4
-"""A tile is at most a quarter of the array, so that tiles have different places to start."""
-
-DRAWS, EVEN = 16, 0.75
-"""Hash coefficients are drawn so often, or until the tiles of rows and columns lie so evenly."""
-
-SAMPLE_ROWS, SAMPLE_COLUMNS = 2048, 8
-
-ROUNDS = 3
-"""Alternating least squares over array and scales; each round after the first lowers the error by 0.01 %."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +49,8 @@ def compress(
     ratio: elements that become virtual, divided by elements of the array(s).
     include, exclude: shell patterns on dotted parameter names ("encoder.*.weight"); exclude wins.
     local: one array for each parameter instead of one for all.
-    init: "project" starts at the least-squares approximation of the present weights, with one scale
-        for each parameter; "fresh" draws the array anew and keeps each parameter's RMS (for training
-        from scratch).
+    init: "project" starts at the least-squares approximation of the present weights, "fresh" draws the
+        array anew (for training from scratch). Both keep the RMS of each parameter.
     memory_dtype: dtype of the array; float16 halves the file, weights are float32 either way.
 
     Raises:
@@ -112,32 +78,45 @@ def compress(
     generator = torch.Generator().manual_seed(seed)
     virtual: dict[str, VirtualWeight] = {}
     for share in shares:
-        n_memory = _array_length(sum(group.parameter.numel() for group in share), ratio)
-        targets = [group.parameter.detach().float().cpu() for group in share]
-        mappings = [
-            draw_mapping(
-                tuple(group.parameter.shape), n_memory, [seed, *group.names[0].encode()], rows=group.rows
-            )
-            for group in share
-        ]
-        if init == "fresh":
-            array, scales = _fresh(mappings, targets, generator)
-        else:
-            array, scales = _project(mappings, targets)
-        if memory_dtype == torch.float16:
-            # At an RMS of 1 float16 neither overflows nor turns subnormal; the scales carry the size.
-            size = _rms(array) or 1.0
-            array, scales = array / size, [scale * size for scale in scales]
-        memory = nn.Parameter(
-            array.to(dtype=memory_dtype, device=share[0].parameter.device),
-            requires_grad=any(group.parameter.requires_grad for group in share),
-        )
-        for group, mapping, scale in zip(share, mappings, scales, strict=True):
-            weight = VirtualWeight(memory, mapping, scale)
+        weights = _weights(share, ratio, seed, init, generator, memory_dtype)
+        for group, weight in zip(share, weights, strict=True):
             virtual.update(dict.fromkeys(group.names, weight))
     _install(compressed, virtual)
     logger.info("%d parameters became virtual in %d array(s)", len(groups), len(shares))
     return compressed
+
+
+def _weights(
+    share: list[_Group],
+    ratio: float,
+    seed: int,
+    init: str,
+    generator: torch.Generator,
+    memory_dtype: torch.dtype,
+) -> list[VirtualWeight]:
+    """Virtual weights for the parameters that share one array."""
+    n_memory = placement.array_length(sum(group.parameter.numel() for group in share), ratio)
+    targets = [group.parameter.detach().float().cpu() for group in share]
+    mappings = [
+        placement.draw_mapping(
+            tuple(group.parameter.shape), n_memory, [seed, *group.names[0].encode()], rows=group.rows
+        )
+        for group in share
+    ]
+    if init == "fresh":
+        array, scales = projection.fresh(mappings, targets, generator)
+    else:
+        array, scales = projection.project(mappings, targets)
+    if memory_dtype == torch.float16:
+        # At an RMS of 1 float16 neither overflows nor turns subnormal; the scales carry the size.
+        size = projection.rms(array) or 1.0
+        array, scales = array / size, [scale * size for scale in scales]
+    memory = nn.Parameter(
+        array.to(dtype=memory_dtype, device=share[0].parameter.device),
+        requires_grad=any(group.parameter.requires_grad for group in share),
+    )
+    weights = [VirtualWeight(memory, mapping, scale) for mapping, scale in zip(mappings, scales, strict=True)]
+    return measured(weights, targets) if init == "project" else weights
 
 
 def scale_gradients(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
@@ -162,7 +141,7 @@ def _densities(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     for weight in unique.values():
         empty = torch.zeros(weight.mapping.n_memory)
         total = totals.setdefault(id(weight.memory), (weight.memory, empty))[1]
-        total += weight.scale**2 * _readers(weight.mapping)
+        total += weight.scale**2 * projection.readers(weight.mapping)
     return list(totals.values())
 
 
@@ -228,82 +207,6 @@ def _reason(group: _Group, min_params: int, include: Sequence[str], exclude: Seq
     return None
 
 
-def _array_length(numel: int, ratio: float) -> int:
-    """Array elements for `numel` weights, rounded up to what the starts of its tiles are multiples of."""
-    length = max(1, round(numel / ratio))
-    least = ALIGN if length >= ALIGN else 1
-    fit = (align for tile_r, tile_c, align in MATRIX_TILES if tile_r * tile_c * TILES_PER_ARRAY <= length)
-    align = next(fit, least)
-    return -(-length // align) * align
-
-
-def draw_mapping(shape: tuple[int, ...], n_memory: int, entropy: Sequence[int], *, rows: bool) -> Mapping:
-    """A parameter's record: the largest tile that leaves tiles room to differ, and drawn coefficients.
-
-    entropy: what the coefficients are drawn from, non-negative; `compress` gives its seed and the
-        parameter's name, so that a record survives changes elsewhere.
-    rows: an embedding's table, whose tiles are pieces of rows.
-    """
-    tile_r, tile_c, align = _tile(shape, n_memory, rows)
-    best, most = None, -1.0
-    for seed in np.random.SeedSequence(list(entropy)).generate_state(DRAWS).tolist():
-        mapping = families.roast(
-            shape, n_memory, seed=seed, tile=(tile_r, tile_c), align=align, transposed=not rows
-        )
-        even = evenness(mapping)
-        if even > most:
-            best, most = mapping, even
-        if even >= EVEN:
-            break
-    assert best is not None
-    return best
-
-
-def _tile(shape: tuple[int, ...], n_memory: int, rows: bool) -> tuple[int, int, int]:
-    width = shape[-1] if rows else max(shape[0], ALIGN)
-    for tile_r, tile_c, align in ROW_TILES if rows else MATRIX_TILES:
-        there_is_room = tile_r * tile_c * TILES_PER_ARRAY <= n_memory and tile_c <= width
-        if there_is_room and (tile_c < WIDEST or 2 * n_memory <= tile_c * math.prod(shape[1:])):
-            return tile_r, tile_c, align
-    return 1, 1, 1
-
-
-def evenness(mapping: Mapping) -> float:
-    """How many different slots a column of tiles reads, and how many starts a row of tiles has: 1 is best.
-
-    The hash is linear in tile numbers, so for some coefficients the tiles of a column or row all but
-    coincide: then outputs see sums of a few inputs, or outputs equal each other.
-    """
-    grid_i, grid_j = mapping.grid
-    tile_r, tile_c = mapping.tile
-    i, j = np.arange(min(grid_i, SAMPLE_ROWS)), np.arange(min(grid_j, SAMPLE_ROWS))
-    runs = np.arange(tile_r) * tile_c
-    reach = (mapping.range - 1) * mapping.align + (tile_r - 1) * tile_c
-    possible = reach // math.gcd(mapping.align, tile_c) + 1
-    columns = [
-        np.unique(mapping.starts(i, column)[:, None] + runs).size / min(i.size * tile_r, possible)
-        for column in _some(j)
-    ]
-    across = [np.unique(mapping.starts(row, j)).size / min(j.size, mapping.range) for row in _some(i)]
-    return float(min(np.mean(columns), np.mean(across)))
-
-
-def _some(numbers: np.ndarray) -> np.ndarray:
-    return numbers[:: -(-numbers.size // SAMPLE_COLUMNS)]
-
-
-def _readers(mapping: Mapping) -> Tensor:
-    """How many weights read each slot: float32[n_memory]."""
-    unsigned = replace(mapping, sign=Sign.NONE, sign_hash=UNUSED, sign_seed=0, sign_skip=0)
-    ones = torch.ones(mapping.shape)
-    return torch_ops.gather_backward(ones, unsigned.to_list(), 1.0)
-
-
-def _rms(tensor: Tensor) -> float:
-    norm = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
-    return float(norm / tensor.numel() ** 0.5)
-
-
 def _install(model: nn.Module, virtual: dict[str, VirtualWeight]) -> None:
     owners: dict[int, tuple[nn.Module, dict[str, VirtualWeight]]] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -319,43 +222,3 @@ def _install(model: nn.Module, virtual: dict[str, VirtualWeight]) -> None:
 def _holds_padding(table: nn.Embedding) -> bool:
     """A virtual padding row reads as zeros; one that holds values must go on holding them."""
     return table.padding_idx is not None and bool(table.weight[table.padding_idx].any())
-
-
-def _fresh(
-    mappings: list[Mapping], targets: list[Tensor], generator: torch.Generator
-) -> tuple[Tensor, list[float]]:
-    overall = _overall_rms(targets)
-    array = torch.randn(mappings[0].n_memory, generator=generator) * overall
-    return array, [_rms(target) / overall for target in targets]
-
-
-def _overall_rms(targets: list[Tensor]) -> float:
-    total = sum(_rms(target) ** 2 * target.numel() for target in targets)
-    return float((total / sum(target.numel() for target in targets)) ** 0.5)
-
-
-def _project(mappings: list[Mapping], targets: list[Tensor]) -> tuple[Tensor, list[float]]:
-    """min over array and scales of sum |target - scale * sign * array[index]|^2, alternating.
-
-    Each target counts relative to its own RMS; otherwise a layer of large weights takes the array.
-    """
-    overall, sizes = _overall_rms(targets), [_rms(target) for target in targets]
-    targets = [target / size for target, size in zip(targets, sizes, strict=True)]
-    scales = [1.0] * len(targets)
-    readers = [_readers(mapping) for mapping in mappings]
-    array = torch.zeros(mappings[0].n_memory)
-    for step in range(ROUNDS):
-        sums, density = torch.zeros_like(array), torch.zeros_like(array)
-        for mapping, target, scale, count in zip(mappings, targets, scales, readers, strict=True):
-            sums += torch_ops.gather_backward(target, mapping.to_list(), scale)
-            density += scale**2 * count
-        array = sums / density.clamp(min=1e-30)
-        if step == ROUNDS - 1 or not array.any():
-            break
-        for k, (mapping, target) in enumerate(zip(mappings, targets, strict=True)):
-            unscaled = torch_ops.gather(array, mapping.to_list(), 1.0)
-            energy = float(unscaled.square().sum())
-            fit = float((unscaled * target).sum()) / energy if energy else 0.0
-            scales[k] = fit if fit > 0 else scales[k]
-    shrink = _rms(array) / overall or 1.0
-    return array / shrink, [scale * size * shrink for scale, size in zip(scales, sizes, strict=True)]

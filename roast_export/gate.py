@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from roast_export import torch_ops
 from roast_export.compare import compare_bits
+from roast_export.fit import advice, relative_errors
 from roast_export.mapping import Sign
 from roast_export.program import VirtualLayer, kept_bytes
 from roast_export.report import Check, Layer, Report
@@ -49,6 +50,9 @@ def describe(subject: Subject) -> Report:
         for layer in {layer.array: layer for layer in subject.layers}.values()
         if not bool(torch.isfinite(layer.memory).all())
     ]
+    distance = advice(relative_errors(subject.model))
+    if distance is not None:
+        report.warnings.append(distance)
     if signs:
         report.warnings.append(f"packed signs from MT19937 take {signs:,} bytes; a native file has none")
     return report

@@ -32,6 +32,7 @@ from roast_export.archive import runs_code
 from roast_export.errors import InputError, LoadError
 from roast_export.facts import Facts, read_facts
 from roast_export.files import replacing
+from roast_export.fit import relative_errors
 from roast_export.import_report import ImportReport
 from roast_export.importers import convert, research_layers, survey
 from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of, quiet, trace
@@ -56,6 +57,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], example_inputs: Inputs)
         note = {
             "producer": f"roast-export {version('roast-export')}",
             "layers": {layer.name: layer.mapping.to_list() for layer in layers_of(program)},
+            "errors": relative_errors(model),
         }
         for node in program.graph.nodes:
             # Where the user's code lies is nobody's business but theirs.
@@ -201,7 +203,10 @@ def _open_archive(path: Path, trust: bool) -> nn.Module:
         reason = None if trust else runs_code(path)
         if reason is None:
             with quiet():
-                return LoadedProgram(torch.export.load(path))
+                extra = {ARCHIVE_NOTE: ""}
+                loaded = LoadedProgram(torch.export.load(path, extra_files=extra))
+                loaded.roast_errors = _errors(extra[ARCHIVE_NOTE])
+                return loaded
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LoadError(f"{path} cannot be opened as a torch.export archive: {message}") from error
@@ -209,6 +214,15 @@ def _open_archive(path: Path, trust: bool) -> nn.Module:
         f"{path} is a torch.export archive that runs code when opened ({reason}); add --trust "
         "(trust=True) if you trust where it comes from, or write it anew with roast_export.save"
     )
+
+
+def _errors(note: str | bytes) -> dict[str, float]:
+    """What `relative_errors` found when the archive was written; of other archives nothing."""
+    try:
+        errors = json.loads(note).get("errors", {})
+        return {str(name): float(error) for name, error in errors.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _open_pickle(path: Path, model: str | None, trust: bool, alone: bool) -> nn.Module:

@@ -9,6 +9,7 @@ they do better than expanding the weight or because people want to build them by
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,16 @@ from roast_export.errors import InputError, MappingError
 from roast_export.mapping import Mapping, check_scale
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How far a virtual weight is from the dense weight that it was made from (fit.py)."""
+
+    error: float
+    """|W - target| / |target|."""
+    array: int
+    """Checksum of the array for which this holds: training changes it."""
+
+
 class VirtualWeight(nn.Module):
     """One virtual weight: the shared array, the record and the scale (docs/mapping.md section 1).
 
@@ -26,6 +37,7 @@ class VirtualWeight(nn.Module):
     """
 
     memory: nn.Parameter
+    fit: Fit | None = None
 
     def __init__(self, memory: nn.Parameter, mapping: Mapping, scale: float = 1.0) -> None:
         super().__init__()

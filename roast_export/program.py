@@ -53,6 +53,7 @@ class LoadedProgram(nn.Module):
         program._guards_code = []
         fuse_program(program)
         self.program = program
+        self.roast_errors: dict[str, float] = {}
         self.graph = program.module(check_guards=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from roast_export.fit import advice, relative_errors
 from roast_export.modules import virtual_weights
 from roast_export.report_text import bytes_text, count, shape_text, table
 
@@ -28,6 +29,8 @@ class Row:
     """What the parameter itself stores: 0 if it is virtual or the same as an earlier one."""
     tied: bool = False
     """Whether it is the same parameter as an earlier row."""
+    error: float | None = None
+    """|W - dense W| / |dense W|, where compress() approximated a dense weight and no training followed."""
 
     @property
     def elements(self) -> int:
@@ -72,18 +75,22 @@ class Summary:
         return 4 * self.virtual_elements + self.kept_bytes
 
     def __str__(self) -> str:
+        columns = ["parameter", "shape", ">elements", "virtual", "how, or why not", ">bytes"]
         rows = [
-            (
+            [
                 row.name,
                 shape_text(row.shape),
                 f"{row.elements:,}",
                 "yes" if row.compressed else "no",
                 row.detail,
                 f"{row.bytes:,}",
-            )
+            ]
             for row in self.rows
         ]
-        columns = ["parameter", "shape", ">elements", "virtual", "how, or why not", ">bytes"]
+        if any(row.error is not None for row in self.rows):
+            columns.insert(4, ">error")
+            for text, row in zip(rows, self.rows, strict=True):
+                text.insert(4, "" if row.error is None else f"{row.error:.2g}")
         virtual = [row for row in self.rows if row.compressed and not row.tied]
         lines = [
             f"{count(len(virtual), 'virtual parameter')}, {count(self.virtual_elements, 'element')}",
@@ -96,6 +103,10 @@ class Summary:
             f"total {bytes_text(self.array_bytes + self.kept_bytes)}, dense {bytes_text(self.dense_bytes)}, "
             f"{self.dense_bytes / max(1, self.array_bytes + self.kept_bytes):.4g}x smaller",
         ]
+        errors = {row.name: row.error for row in self.rows if row.error is not None and not row.tied}
+        next_step = advice(errors)
+        if next_step is not None:
+            lines.append(next_step)
         return table(f"Parameters: {len(self.rows):,}", columns, rows) + "\n" + "\n".join(lines)
 
 
@@ -104,7 +115,7 @@ def summary(model: nn.Module) -> Summary:
 
     A tied parameter has a row under each name and counts once.
     """
-    layers = _layers(model)
+    layers, errors = _layers(model), relative_errors(model)
     arrays = {_storage(layer.memory): layer.memory for layer in layers.values()}
     readers: dict[int, set[Hashable]] = {key: set() for key in arrays}
     rows: list[Row] = []
@@ -115,7 +126,7 @@ def summary(model: nn.Module) -> Summary:
         readers[key].add(weight)
         first = seen.setdefault(weight, name)
         detail = f"same as {first}" if first != name else _how(layer)
-        rows.append(Row(name, tuple(layer.mapping.shape), True, detail, 0, first != name))
+        rows.append(Row(name, tuple(layer.mapping.shape), True, detail, 0, first != name, errors.get(name)))
     kept: dict[str, str] = model.__dict__.get("_roast_kept", {})
     for name, parameter in _parameters(model):
         if _storage(parameter) in arrays:
