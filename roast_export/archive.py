@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from roast_export.functional_ops import is_functional
+
 _SAMPLES = "data/sample_inputs/model.pt"
 _TREES = (
     "models/model.json",
@@ -80,6 +82,12 @@ _CALLABLE = re.compile(
 )
 """What a graph may call: pure operators. aten::from_file and aten::save write files."""
 
+
+def _may_call(target: str) -> bool:
+    aten = re.match(r"torch\.ops\.aten\.(\w+)\.", target)
+    return bool(_CALLABLE.fullmatch(target)) and (aten is None or is_functional(f"aten::{aten[1]}"))
+
+
 _FREE = {
     "as_string", "as_strings", "custom", "from_node", "guards_code", "nn_module_stack", "source_fn_stack",
     "stack_trace", "torch_fn", "torch_version",
@@ -118,7 +126,7 @@ def _json_reason(tree: Any, key: str = "") -> str | None:
     if key == "expr_str":
         return None if _is_shape_expression(tree) else f"the expression {tree[:40]!r}"
     if key in ("target", "as_operator"):
-        return None if _CALLABLE.fullmatch(tree) else f"a call of {tree[:40]!r}"
+        return None if _may_call(tree) else f"a call of {tree[:40]!r}"
     if key in ("in_spec", "out_spec", "context"):
         return _json_reason(_inner(tree), "context" if key != "context" else "")
     names = _WORD if key in ("name", "as_name", "forward_arg_names") else _DOTTED

@@ -45,6 +45,7 @@ from roast_export.program import (
 from roast_export.pt2_file import open_pt2_file
 from roast_export.report import Check, Report
 from roast_export.runtimes import Run, Runtime
+from roast_export.script_code import script_runs_code
 from roast_export.script_file import open_script_file
 from roast_export.source import source_of
 from roast_export.subject import Subject
@@ -81,7 +82,7 @@ def verify(
         onnxruntime, onnx and torch that fit the model's size.
     require: names of runtimes that must take part, beside the others; one that cannot is a failure.
     atol, rtol: the bound on outputs; default ATOL, RTOL.
-    trust: the file comes from someone you trust with running code on this machine (aoti only).
+    trust: the file comes from someone you trust with running code on this machine.
 
     Raises:
         InputError: no example inputs for a live module, or a runtime that is not known.
@@ -96,7 +97,7 @@ def verify(
 def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
     """An exported file by what is in it. Raises RoastError if it is not one of ours.
 
-    trust: the file may be one whose comparison runs machine code from it.
+    trust: the file may be one whose comparison runs code from it.
     """
     if not path.is_file():
         raise RoastError(f"{path} does not exist")
@@ -105,6 +106,12 @@ def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
         return opener(path)
     target = read_note(path).target
     if target in ("torchscript", "lite"):
+        reason = None if trust else script_runs_code(path)
+        if reason is not None:
+            raise RoastError(
+                f"{path} could do more than compute ({reason}), and comparing it runs it; add --trust "
+                "(trust=True) if you trust where it comes from"
+            )
         return open_script_file(path, target)
     if target == "pt2":
         return open_pt2_file(path)

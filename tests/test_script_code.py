@@ -1,0 +1,139 @@
+"""Attempts to make roast-verify do more than compute when it opens a TorchScript file of a stranger."""
+
+import zipfile
+
+import pytest
+import torch
+from models import Small, small_inputs
+from torch import nn
+
+import roast_export
+from roast_export.errors import RoastError
+from roast_export.functional_ops import is_functional
+from roast_export.script_code import script_runs_code, source_reason
+from roast_export.verify import open_artifact
+
+FORMS = {"native": ("torchscript", False), "portable": ("torchscript", True), "lite": ("lite", True)}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    torch.manual_seed(0)
+    small = roast_export.compress(Small().eval(), 8)
+    folder, found = tmp_path_factory.mktemp("files"), {}
+    for form, (target, portable) in FORMS.items():
+        found[form] = folder / f"{form}.ts"
+        options = {"to": target, "portable": portable, "example_inputs": small_inputs(), "verify": False}
+        roast_export.export(small, found[form], **options)
+    return found
+
+
+class Writes(nn.Module):
+    """Saves a tensor where the caller has no say."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.save(x, self.place)
+        return x
+
+
+def with_forward_of(module, good, path, tmp_path):
+    """The note of a good file on the code and the data of another module."""
+    torch.jit.script(module).save(str(tmp_path / "bad.ts"))
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(tmp_path / "bad.ts") as other:
+        note = next(name for name in source.namelist() if "extra" in name)
+        with zipfile.ZipFile(path, "w") as target:
+            for name in other.namelist():
+                target.writestr(name, other.read(name))
+            target.writestr(f"bad/{note.partition('/')[2]}", source.read(note))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_control_our_own_files_open_without_trust(files, form):
+    assert script_runs_code(files[form]) is None
+    assert open_artifact(files[form]).layers
+
+
+def test_a_file_that_writes_files_is_refused_before_it_is_loaded(files, tmp_path):
+    path = tmp_path / "m.ts"
+    with_forward_of(Writes(str(tmp_path / "written")), files["native"], path, tmp_path)
+    with pytest.raises(RoastError, match=r"the operator 'save'.*--trust"):
+        open_artifact(path)
+    assert open_artifact(path, trust=True).target == "torchscript"
+    assert not (tmp_path / "written").exists()
+
+
+def test_bytecode_is_read_too(files, tmp_path):
+    """The lite interpreter runs the bytecode and never looks at the source."""
+    path = tmp_path / "m.ptl"
+    with zipfile.ZipFile(files["lite"]) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            blob = source.read(name)
+            if name.endswith("bytecode.pkl"):
+                assert b"aten::numel" in blob
+                blob = blob.replace(b"X\x0b\x00\x00\x00aten::numel", b"X\x0a\x00\x00\x00aten::save")
+            target.writestr(name, blob)
+    with pytest.raises(RoastError, match=r"aten::save.*bytecode"):
+        open_artifact(path)
+
+
+ATTACKS = {
+    "a call": "torch.save(x, \"f\")",
+    "a method": "(x).save(\"f\", )",
+    "with room": "x .save (\"f\")",
+    "another name": "f = torch.save",
+    "by its name": "getattr(x, \"save\")(\"f\")",
+    "a mapped file": "torch.from_file(\"f\", True, 4)",
+    "another namespace": "ops.quantized.add(x, x, 1., 0)",
+    "a namespace with another name": "o = ops.c10d",
+    "outside its tensors": "torch._sparse_csr_tensor_unsafe(x, x, x, [2, 2])",
+    "the terminal": "print(\"PASSED\")",
+    "the terminal with another name": "p = print",
+    "another process": "fork(x)",
+    "a class of torch": "__torch__.torch.classes.profiling.InstructionStats()",
+    "hidden behind a comment": "x # \"\n.add(x)",
+    "hidden behind a string": '"""\n""".save("f")',
+    "an unknown function": "awake(x)",
+    "storage": "torch.set_(x, y)",
+    "strides": "torch.as_strided(x, [9], [9])",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attack_by_source(attack):
+    head = "class M(Module):\n  def forward(self: __torch__.M,\n    x: Tensor) -> Tensor:\n    return "
+    assert source_reason(head.encode() + ATTACKS[attack].encode() + b"\n")
+
+
+def test_control_what_networks_say_is_let_through():
+    source = (
+        'class M(Module):\n  __parameters__ = ["weight", ]\n  weight : Tensor\n'
+        "  def forward(self: __torch__.M,\n    x: Tensor) -> Tensor:\n    _0 = __torch__.lib.helper\n"
+        "    y = torch.linear(x, self.weight)\n    if torch.gt(torch.len(torch.size(y)), 2):\n"
+        '      raise AssertionError("too\\nmany")\n'
+        "    return (_0)(ops.roast.linear(y, annotate(List[int], [])), )\n"
+    )
+    assert source_reason(source.encode()) is None
+
+
+@pytest.mark.parametrize("name", ["aten::add", "aten::_softmax", "aten::embedding_bag", "roast::linear"])
+def test_control_functional(name):
+    assert is_functional(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aten::save",
+        "aten::from_file",
+        "aten::resize_",
+        "aten::_sparse_csr_tensor_unsafe",
+        "prim::Print",
+        "rpc::x",
+    ],
+)
+def test_not_functional(name):
+    assert not is_functional(name)
