@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from roast_export.errors import ExportError
@@ -16,14 +18,19 @@ from roast_export.errors import ExportError
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path of the same name in a fresh folder beside `path`; on success what is there is moved into place.
 
-    Files that were written beside it move along (`<name>.data` of ONNX, a page's settings).
+    Files that were written beside it move along (`<name>.data` of ONNX, a page's settings). A file that is
+    replaced hands on its mode and its owner; a link goes on pointing to what is replaced.
 
     Raises:
-        ExportError: the folder cannot be written or the disk is full.
+        ExportError: the folder cannot be written, the disk is full, `path` is no ordinary file, or a file
+            beside it would be lost that does not belong to it.
     """
-    target = Path(path)
+    # What a link points to is replaced, and the link stays a link.
+    target = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
     if target.is_dir():
         raise ExportError(f"{target} is a folder; name a file")
+    if target.exists() and not target.is_file():
+        raise ExportError(f"{target} is a device, a pipe or a socket; name a file")
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
@@ -39,10 +46,40 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _move(folder: Path, target: Path) -> None:
     """Data first, because the file itself is what readers open. Data that is no longer used goes."""
+    others = sorted(path for path in folder.iterdir() if path.is_file() and path.name != target.name)
+    for other in others:
+        beside = target.with_name(other.name)
+        if os.path.lexists(beside) and not _names(target, beside):
+            raise ExportError(
+                f"{beside} is there and does not belong to {target}; move it away or choose another output"
+            )
     data = target.with_name(f"{target.name}.data")
-    has_data = (folder / data.name).exists()
-    for beside in sorted(path for path in folder.iterdir() if path.is_file() and path.name != target.name):
-        os.replace(beside, target.with_name(beside.name))
-    os.replace(folder / target.name, target)
-    if not has_data:
-        data.unlink(missing_ok=True)
+    old_data = data if _names(target, data) else None
+    for other in others:
+        _replace(other, target.with_name(other.name))
+    _replace(folder / target.name, target)
+    if old_data is not None and not any(other.name == data.name for other in others):
+        old_data.unlink(missing_ok=True)
+
+
+def _names(file: Path, beside: Path) -> bool:
+    """Whether `file` speaks of the file `beside` it: as ONNX does of its data, or by being of one stem."""
+    if not file.is_file():
+        return False
+    if beside.suffix != ".data":
+        return True
+    if not beside.is_file() or file.stat().st_size == 0:
+        return False
+    with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
+        return content.find(beside.name.encode()) >= 0
+
+
+def _replace(new: Path, old: Path) -> None:
+    """A file that is there keeps its mode and its owner."""
+    if old.is_file() and not old.is_symlink():
+        state = old.stat()
+        if hasattr(os, "chown"):
+            with suppress(PermissionError):
+                os.chown(new, state.st_uid, state.st_gid)
+        new.chmod(stat.S_IMODE(state.st_mode))
+    os.replace(new, old)
