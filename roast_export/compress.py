@@ -16,6 +16,7 @@ from roast_export import placement, projection
 from roast_export.errors import InputError
 from roast_export.fit import measured
 from roast_export.modules import VirtualWeight, make_virtual, virtual_weights
+from roast_export.placement import Placed
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ def compress(
 ) -> nn.Module:
     """A copy of `model` whose large parameters are virtual. The argument is not changed.
 
-    ratio: elements that become virtual, divided by elements of the array(s).
+    ratio: elements that become virtual, divided by elements of the array(s). At 1 no value changes, up to
+        2 each parameter has a stretch of the array to itself, above places are hashed.
     include, exclude: shell patterns on dotted parameter names ("encoder.*.weight"); exclude wins.
     local: one array for each parameter instead of one for all.
     init: "project" starts at the least-squares approximation of the present weights, "fresh" draws the
@@ -95,21 +97,21 @@ def _weights(
     memory_dtype: torch.dtype,
 ) -> list[VirtualWeight]:
     """Virtual weights for the parameters that share one array."""
-    n_memory = placement.array_length(sum(group.parameter.numel() for group in share), ratio)
     targets = [group.parameter.detach().float().cpu() for group in share]
-    mappings = [
-        placement.draw_mapping(
-            tuple(group.parameter.shape), n_memory, [seed, *group.names[0].encode()], rows=group.rows
-        )
-        for group in share
-    ]
+    mappings = placement.place(
+        [
+            Placed(tuple(group.parameter.shape), group.rows, (seed, *group.names[0].encode()))
+            for group in share
+        ],
+        ratio,
+    )
     if init == "fresh":
         array, scales = projection.fresh(mappings, targets, generator)
     else:
         array, scales = projection.project(mappings, targets)
     if memory_dtype == torch.float16:
-        # At an RMS of 1 float16 neither overflows nor turns subnormal; the scales carry the size.
-        size = projection.rms(array) or 1.0
+        # At an RMS near 1 float16 neither overflows nor turns subnormal; the scales carry the size.
+        size = projection.power_of_two(projection.rms(array) or 1.0)
         array, scales = array / size, [scale * size for scale in scales]
     memory = nn.Parameter(
         array.to(dtype=memory_dtype, device=share[0].parameter.device),

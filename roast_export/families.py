@@ -208,3 +208,51 @@ def roast(
         sign=Sign.TILE if signs else Sign.NONE,
         sign_hash=Hash(UHASH_PRIME, a=sign_a, b=sign_b, g=sign_g) if signs else Hash(),
     )
+
+
+def side_by_side(
+    shape: tuple[int, ...],
+    n_memory: int,
+    *,
+    first: int,
+    tiles: int,
+    tile: tuple[int, int],
+    align: int,
+    transposed: bool,
+    seed: int,
+) -> Mapping:
+    """Tiles laid one after the other over a stretch of the array that is this weight's alone.
+
+    first, tiles: where the stretch begins, in slots, and how many tiles it holds. Where it holds them all,
+    no slot is read twice and there are no signs; else counting goes on from the stretch's beginning, and
+    signs come from `seed`.
+    """
+    rows, cols = reversed(_matrix(shape)) if transposed else _matrix(shape)
+    across = -(-cols // tile[1])
+    size = math.prod(tile)
+    step, begin, length = size // align, first // align, tiles * size // align
+    starts = (n_memory - size) // align + 1
+    lone = tiles >= across * -(-rows // tile[0])
+    hash1 = hash2 = sign_hash = Hash()
+    if lone:
+        hash1 = Hash(UHASH_PRIME, a=across * step, b=step, g=begin)
+    else:
+        inside = Hash(length, a=across * step % length, b=step % length) if length > 1 else Hash()
+        # The first of two levels adds `begin`, since starts are taken modulo their number.
+        hash1, hash2 = (Hash(starts + begin, g=1), inside) if begin else (inside, Hash())
+        draw = np.random.Generator(np.random.PCG64(seed)).integers(1, UHASH_PRIME, size=3)
+        sign_a, sign_b, sign_g = (int(x) for x in draw)
+        sign_hash = Hash(UHASH_PRIME, a=sign_a, b=sign_b, g=sign_g)
+    return Mapping(
+        shape=shape,
+        matrix=_matrix(shape),
+        transposed=transposed,
+        n_memory=n_memory,
+        tile=tile,
+        hash1=hash1,
+        hash2=hash2,
+        range=starts,
+        align=align,
+        sign=Sign.NONE if lone else Sign.TILE,
+        sign_hash=sign_hash,
+    )

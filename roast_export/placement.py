@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from roast_export import families
-from roast_export.mapping import Mapping
+from roast_export.errors import InputError
+from roast_export.mapping import MAX_MEMORY, Mapping
 
 ALIGN = 16
 """Array lengths and tile starts are multiples of this many elements: one 64-byte line of float32."""
@@ -37,6 +39,118 @@ DRAWS, EVEN = 16, 0.75
 """Hash coefficients are drawn so often, or until the tiles of rows and columns lie so evenly."""
 
 SAMPLE_ROWS, SAMPLE_COLUMNS = 2048, 8
+
+HASHED_FROM = 2
+"""Ratio above which places are hashed; up to it tiles lie side by side (docs/design.md)."""
+
+SIDE_TILES = ((32, 64), (16, 64), (32, 32), (8, 64), (16, 32), (32, 16), (8, 32), (16, 16), (8, 16), (4, 16))
+TILES_PER_WEIGHT, LINE = 64, 64
+MOST_PADDING = 1 / 32
+"""What the array may be longer for tiles that reach past their weight, as a part of the weight."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What is known of a weight before it has a place."""
+
+    shape: tuple[int, ...]
+    rows: bool
+    """Whether it is an embedding's table, whose tiles are pieces of rows."""
+    entropy: tuple[int, ...]
+    """What its coefficients are drawn from, non-negative."""
+
+
+def place(weights: Sequence[Placed], ratio: float) -> list[Mapping]:
+    """Records of weights that share an array of about their elements / ratio.
+
+    Raises:
+        InputError: the array would be longer than a record can say.
+    """
+    n_memory = array_length(sum(math.prod(weight.shape) for weight in weights), ratio)
+    if n_memory > MAX_MEMORY:
+        raise InputError(
+            f"at ratio {ratio} the array would have {n_memory:,} elements, over {MAX_MEMORY:,}; give each "
+            "parameter an array of its own (local=True, --local), or raise the ratio"
+        )
+    if ratio <= HASHED_FROM:
+        return _side_by_side(weights, ratio)
+    return [draw_mapping(weight.shape, n_memory, weight.entropy, rows=weight.rows) for weight in weights]
+
+
+def _side_by_side(weights: Sequence[Placed], ratio: float) -> list[Mapping]:
+    """Each weight on a stretch of its own, which holds all its tiles at ratio 1; see `_laid`."""
+    laid = [_laid(weight, ratio) for weight in weights]
+    # In this order every stretch begins where its tiles may.
+    order = sorted(range(len(weights)), key=lambda k: -laid[k].align)
+    first: dict[int, int] = {}
+    length = 0
+    for k in order:
+        first[k] = length
+        length += laid[k].tiles * math.prod(laid[k].tile)
+    unit = max(ALIGN, laid[order[0]].align)
+    n_memory = -(-length // unit) * unit
+    return [
+        families.side_by_side(
+            weight.shape,
+            n_memory,
+            first=first[k],
+            tiles=laid[k].tiles,
+            tile=laid[k].tile,
+            align=laid[k].align,
+            transposed=laid[k].transposed,
+            seed=int(np.random.SeedSequence(list(weight.entropy)).generate_state(1)[0]),
+        )
+        for k, weight in enumerate(weights)
+    ]
+
+
+@dataclass(frozen=True)
+class _Laid:
+    tile: tuple[int, int]
+    align: int
+    transposed: bool
+    tiles: int
+    """How many of them the array holds."""
+
+
+def _laid(weight: Placed, ratio: float) -> _Laid:
+    rows, cols = weight.shape[0], math.prod(weight.shape[1:])
+    # The transposed view is for products; what is looked up or expanded is copied as it is.
+    transposed = not weight.rows and len(weight.shape) == 2
+    tile = next(_panels(cols, rows, ratio), None) if transposed else None
+    if tile is None:
+        transposed, tile = False, _whole_rows(weight, cols) if ratio == 1 else (1, _part(cols))
+    view = (cols, rows) if transposed else (rows, cols)
+    down, across = (-(-size // edge) for size, edge in zip(view, tile, strict=True))
+    tiles = math.ceil(down * across / ratio)
+    if tiles % across == 0 and 1 < across and tiles < down * across:
+        # Tiles that meet would all be of one column: the weight would lose rank.
+        tiles += 1
+    return _Laid(tile, math.gcd(math.prod(tile), LINE), transposed, tiles)
+
+
+def _panels(inputs: int, outputs: int, ratio: float) -> Iterator[tuple[int, int]]:
+    """Tiles, the largest first, that the product reads as panels and that hardly reach past the weight."""
+    for tile_r, tile_c in SIDE_TILES:
+        covered = -(-inputs // tile_r) * tile_r * -(-outputs // tile_c) * tile_c
+        several = tile_r * tile_c * TILES_PER_WEIGHT <= inputs * outputs
+        if several and covered <= (1 + MOST_PADDING) * inputs * outputs and (ratio == 1 or tile_c < outputs):
+            yield tile_r, tile_c
+
+
+def _whole_rows(weight: Placed, cols: int) -> tuple[int, int]:
+    """Rows that lie in the array as in the weight, so many that a tile of any width ends on a line."""
+    most = 1 if weight.rows else ALIGN
+    return max(n for n in range(1, most + 1) if weight.shape[0] % n == 0), cols
+
+
+def _part(cols: int) -> int:
+    """A part of a row, so that each row has several: of up to 64 elements, of equal length or nearly so."""
+
+    def worth(part: int) -> tuple[bool, int, int]:
+        return -(-cols // part) * part <= (1 + 2 * MOST_PADDING) * cols, math.gcd(part, ALIGN), part
+
+    return max(range(1, min(LINE, max(1, cols // 2)) + 1), key=worth)
 
 
 def array_length(numel: int, ratio: float) -> int:

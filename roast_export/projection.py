@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -29,11 +30,37 @@ def project(mappings: list[Mapping], targets: list[Tensor]) -> tuple[Tensor, lis
     The nearest weight is smaller than its target, by the root of the ratio where all slots have as many
     readers: signals would die in a deep network (docs/design.md).
     """
+    if _has_one_reader_each(mappings):
+        return _exact(mappings, targets)
     array, scales = least_squares(mappings, targets)
     for k, (mapping, target) in enumerate(zip(mappings, targets, strict=True)):
         size = rms(torch_ops.gather(array, mapping.to_list(), 1.0))
         scales[k] = rms(target) / size if size else scales[k]
     return array, scales
+
+
+def _has_one_reader_each(mappings: list[Mapping]) -> bool:
+    """Whether no slot is read twice."""
+    if sum(mapping.numel for mapping in mappings) > mappings[0].n_memory:
+        return False
+    total = torch.zeros(mappings[0].n_memory)
+    for mapping in mappings:
+        total += readers(mapping)
+    return bool((total <= 1).all())
+
+
+def _exact(mappings: list[Mapping], targets: list[Tensor]) -> tuple[Tensor, list[float]]:
+    """An array that holds every target: scales that are powers of two change no bit of a normal float32."""
+    array = torch.zeros(mappings[0].n_memory)
+    scales = [power_of_two(rms(target)) for target in targets]
+    for mapping, target, scale in zip(mappings, targets, scales, strict=True):
+        array += torch_ops.gather_backward(target / scale, mapping.to_list(), 1.0)
+    return array, scales
+
+
+def power_of_two(size: float) -> float:
+    """The power of two nearest to a size, in powers; float32 holds it as a normal number."""
+    return 2.0 ** min(max(round(math.log2(size)), -100), 100)
 
 
 def least_squares(mappings: list[Mapping], targets: list[Tensor]) -> tuple[Tensor, list[float]]:

@@ -67,6 +67,12 @@ def arrays(model):
     return list({id(w.memory): w.memory for w in virtual_weights(model).values()}.values())
 
 
+def tiles_held(mapping):
+    """How many tiles of a weight that shares no slot with another one lie in the array."""
+    i, j = np.indices(mapping.grid)
+    return np.unique(mapping.starts(i, j)).size
+
+
 def values(model):
     """Everything a model is: parameters, buffers and the records."""
     return {
@@ -136,6 +142,9 @@ def test_any_ratio(ratio):
     (memory,) = arrays(compressed)
     numel = sum(w.mapping.numel for w in weights)
     unit = 128 if numel / ratio >= 16384 else 64 if numel / ratio >= 2048 else 16
+    if ratio <= 2:
+        # Whole tiles of each weight: test_placement.py has the bound.
+        unit, numel = 64, sum(w.mapping.tile_size * tiles_held(w.mapping) for w in weights) * ratio
     assert memory.numel() % unit == 0
     assert numel / ratio <= memory.numel() + 0.5 < numel / ratio + unit + 0.5
     assert set(virtual_weights(compressed)) == VIRTUAL_IN_MIXED
@@ -193,12 +202,29 @@ def test_a_tiny_array_is_legal(ratio):
     assert arrays(compressed)[0].numel() >= 1
 
 
-def test_ratio_1_keeps_most_of_the_model():
+@pytest.mark.parametrize("local", [False, True])
+def test_ratio_1_keeps_every_bit(local):
+    dense = mixed()
+    with torch.no_grad():
+        dense.lstm.weight_hh_l0.mul_(1e-3)
+    compressed = compress(dense, 1, local=local)
+    assert all(torch.equal(w(), target) for w, target in pairs(compressed, dense))
+    torch.testing.assert_close(compressed(IDS), dense(IDS))
+
+
+def test_the_error_grows_with_the_ratio():
     dense = mlp(64, 64, 64)
-    errors = [mean_error(compress(dense, ratio), dense) for ratio in (1, 4, 50)]
+    errors = [mean_error(compress(dense, ratio), dense) for ratio in (1, 1.1, 1.5, 2, 4, 20, 50)]
     assert errors == sorted(errors)
-    assert errors[0] < 0.6
-    assert errors[2] < 1.8
+    assert errors[0] == 0
+    assert errors[1] < 0.11
+    assert errors[-1] < 1.8
+
+
+def test_a_float16_array_at_ratio_1_rounds_and_no_more():
+    dense = mixed()
+    for w, target in pairs(compress(dense, 1, memory_dtype=torch.float16), dense):
+        assert ((w() - target).abs() <= 2.0**-11 * target.abs() + 2.0**-25).all()
 
 
 def test_tied_weights_stay_one():
@@ -322,9 +348,9 @@ def test_weights_far_below_one_keep_their_size():
     model = mlp(50, 60)
     with torch.no_grad():
         model[0].weight.mul_(1e-25)
-    compressed = compress(model, 1)
-    ratio = float((compressed[0].weight.double().norm() / model[0].weight.double().norm()).detach())
-    assert 0.4 < ratio < 1.0
+    for ratio in (1, 1.5, 20):
+        weight = compress(model, ratio)[0].weight.double()
+        assert float((weight.norm() / model[0].weight.double().norm()).detach()) == pytest.approx(1, rel=1e-5)
 
 
 @pytest.mark.parametrize("factor", [1e6, 1e-6])
