@@ -18,11 +18,14 @@ from roast_export.files import replacing
 from roast_export.gate import describe, size_check
 from roast_export.program import Inputs, evaluation, layers_of
 from roast_export.report import Report
+from roast_export.state import unchanged
+from roast_export.storage import own_inputs
 from roast_export.subject import Subject
 from roast_export.to_aoti import write_aoti
 from roast_export.to_onnx import DEFAULT_OPSET, OnnxOptions, to_onnx, write
 from roast_export.to_pt2 import write_pt2
 from roast_export.to_torchscript import write_torchscript
+from roast_export.truth import hold_to_module
 from roast_export.verify import ATOL, RTOL, Progress, complete, example_of, open_artifact, program_of, prove
 
 TARGETS = {
@@ -87,7 +90,8 @@ def export(
         dim_names=names,
     )
     tell = progress or (lambda step, done, total: None)
-    with evaluation(model), replacing(path) as target:
+    example_inputs = own_inputs(example_inputs)
+    with evaluation(model), unchanged(model), replacing(path) as target:
         tell("trace", 0, 1)
         script = to in ("torchscript", "lite")
         program = program_of(model, example_inputs, dynamic_shapes, script=script)
@@ -95,6 +99,7 @@ def export(
             raise InputError(
                 "nothing in this model is virtual; compress it first (roast-compress, compress())"
             )
+        truth = hold_to_module(model, program, example_inputs)
         tell("translate", 0, 1)
         if script:
             always = to == "lite"
@@ -114,6 +119,7 @@ def export(
         else:
             report = _unproved(model, program, file, example_inputs)
         report.path = os.fspath(path)
+        report.warnings += truth.warnings
         if report.failures:
             raise VerificationError(_summary(report), report)
     return report

@@ -36,7 +36,10 @@ from roast_export.fit import relative_errors
 from roast_export.import_report import ImportReport
 from roast_export.importers import convert, research_layers, survey
 from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of, quiet, trace
+from roast_export.state import unchanged
 from roast_export.state_layers import bare_model, describe, fill
+from roast_export.storage import own_inputs
+from roast_export.truth import hold_to_module
 
 ARCHIVE_NOTE = "roast.json"
 """Member of our archives that says what they are."""
@@ -50,10 +53,13 @@ def save(model: nn.Module, path: str | os.PathLike[str], example_inputs: Inputs)
 
     Raises:
         InputError: the model does not run on the example inputs.
-        ExportError: the model cannot be traced, or the file cannot be written.
+        ExportError: the model cannot be traced, its trace computes something else than the module, or the
+            file cannot be written.
     """
-    with evaluation(model), replacing(path) as target:
+    example_inputs = own_inputs(example_inputs)
+    with evaluation(model), unchanged(model), replacing(path) as target:
         program = trace(model, example_inputs, every_dimension=True)
+        hold_to_module(model, program, example_inputs)
         note = {
             "producer": f"roast-export {version('roast-export')}",
             "layers": {layer.name: layer.mapping.to_list() for layer in layers_of(program)},

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from roast_export.errors import ExportError, InputError, MappingError
 from roast_export.fuse_program import fuse_program
 from roast_export.mapping import Mapping
+from roast_export.storage import own_program
 
 Inputs = tuple[Any, ...] | Lookup[str, Any]
 """Arguments of forward, in order, or by name."""
@@ -123,7 +124,7 @@ def trace(
         with quiet(), redirect_stderr(io.StringIO()), torch.no_grad():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
         fuse_program(program)
-        return program
+        return own_program(program)
     except (
         torch._dynamo.exc.UserError,
         torch.fx.experimental.symbolic_shapes.ConstraintViolationError,

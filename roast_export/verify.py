@@ -48,6 +48,8 @@ from roast_export.runtimes import Run, Runtime
 from roast_export.script_code import script_runs_code
 from roast_export.script_file import open_script_file
 from roast_export.source import source_of
+from roast_export.state import unchanged
+from roast_export.storage import own_inputs
 from roast_export.subject import Subject
 from roast_export.untraced import untraced
 
@@ -89,7 +91,8 @@ def verify(
         RoastError: the file was not written by roast-export.
     """
     file = open_artifact(Path(path), trust=trust)
-    with evaluation(model):
+    example_inputs = own_inputs(example_inputs)
+    with evaluation(model), unchanged(model):
         program = program_for(file, model, example_inputs, {})
         return prove(model, program, file, example_inputs, runtimes, atol, rtol, progress, require)
 

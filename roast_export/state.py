@@ -1,0 +1,170 @@
+"""What a model keeps between calls: put back as it was after an export, or refused by name.
+
+A forward may write into buffers (a cache, a running mean), into tensors and numbers that are plain
+attributes, and into lists. A trace keeps none of that, so what an output depends on must be known.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+MAX_ITEMS = 4096
+"""Containers with more items than this (vocabularies) are held as they are, without what is in them."""
+
+_MISSING = object()
+
+
+class Snapshot:
+    """Attributes of all modules of a model, with copies of the tensors and containers among them.
+
+    Parameters are held by identity alone: a forward that writes into one is a training step.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held: list[tuple[str, Any, Any]] = []
+        self._versions: dict[int, int] = {}
+        self._seen: set[int] = set()
+        for name, module in model.named_modules():
+            self._hold(name, vars(module))
+
+    def _hold(self, path: str, value: Any) -> None:
+        if id(value) in self._seen or isinstance(value, nn.Parameter):
+            return
+        if isinstance(value, Tensor):
+            if value.layout is torch.strided and value.device.type != "meta":
+                self._seen.add(id(value))
+                self._versions[id(value)] = value._version
+                copy = value.detach().clone(memory_format=torch.contiguous_format)
+                self._held.append((path, value, copy))
+        elif isinstance(value, dict | list | set | deque):
+            self._seen.add(id(value))
+            self._held.append((path, value, value.copy()))
+            if len(value) <= MAX_ITEMS:
+                items = value.items() if isinstance(value, dict) else ((None, item) for item in value)
+                for key, item in items:
+                    self._hold(_join(path, key), item)
+
+    def restore(self) -> None:
+        """Put back what has changed."""
+        for _, value, content in self._held:
+            if isinstance(value, Tensor):
+                if value._version != self._versions[id(value)]:
+                    with torch.no_grad():
+                        value.copy_(content)
+                    self._versions[id(value)] = value._version
+            elif isinstance(value, dict):
+                for key in [key for key in value if key not in content]:
+                    del value[key]
+                value.update({k: v for k, v in content.items() if value.get(k, _MISSING) is not v})
+            elif not _same_items(value, content):
+                value.clear()
+                value.update(content) if isinstance(value, set) else value.extend(content)
+
+    def changed(self) -> list[str]:
+        """Dotted names of the buffers and attributes whose values are other than they were."""
+        copies = {id(value): content for _, value, content in self._held if isinstance(value, Tensor)}
+        found: dict[str, None] = {}
+        for path, value, content in self._held:
+            if isinstance(value, Tensor):
+                if value._version != self._versions[id(value)] and not _equal(value, content):
+                    found[path] = None
+            elif isinstance(value, dict):
+                for key in [*content, *(key for key in value if key not in content)]:
+                    before, now = content.get(key, _MISSING), value.get(key, _MISSING)
+                    if before is not now and not _equal(copies.get(id(before), before), now):
+                        found[_join(path, key)] = None
+            elif not _same_items(value, content):
+                found[path] = None
+        return list(found)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """The model's state is as it was when this ends, whatever ran in between."""
+    snapshot = Snapshot(model)
+    try:
+        yield
+    finally:
+        snapshot.restore()
+
+
+def written_buffers(model: nn.Module, changed: list[str], program: Any) -> list[str]:
+    """Buffers among the changed names from whose former value an output can follow.
+
+    A buffer that is written and never read (a counter of calls) does not reach any output.
+    """
+    buffers = dict(model.named_buffers())
+    names = [name for name in changed if name in buffers]
+    return [name for name in names if not isinstance(program, ExportedProgram) or _is_read(program, name)]
+
+
+def _is_read(program: ExportedProgram, buffer: str) -> bool:
+    """Whether values can flow from a buffer's placeholder to an output of the graph."""
+    signature = program.graph_signature
+    placeholder = {name: node for node, name in signature.inputs_to_buffers.items()}.get(buffer)
+    start = next((node for node in program.graph.nodes if node.name == placeholder), None)
+    if start is None:
+        return False
+    order = {node: place for place, node in enumerate(program.graph.nodes)}
+    first = min(start.users, key=order.__getitem__, default=None)
+    if first is not None and first.target is torch.ops.aten.copy_.default and first.args[0] is start:
+        return start in first.all_input_nodes[1:]
+    stores = {spec.arg.name for spec in signature.output_specs if spec.kind.name != "USER_OUTPUT"}
+    seen, pending = {start}, [start]
+    while pending:
+        node = pending.pop()
+        for user in node.users:
+            if user.op == "output" and node.name in stores:
+                continue
+            if user.op == "output" or any(target not in seen for target in _written_by(user)):
+                return True
+            if user not in seen:
+                seen.add(user)
+                pending.append(user)
+    return False
+
+
+def _written_by(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """Tensors into which an operator writes."""
+    schema = getattr(node.target, "_schema", None)
+    return [
+        value
+        for argument, value in zip(schema.arguments if schema else (), node.args, strict=False)
+        if argument.alias_info is not None
+        and argument.alias_info.is_write
+        and isinstance(value, torch.fx.Node)
+    ]
+
+
+def _join(path: str, key: Any) -> str:
+    if key is None or key in ("_buffers", "_parameters", "_modules"):
+        return path
+    return f"{path}.{key}" if path else str(key)
+
+
+def _same_items(a: Any, b: Any) -> bool:
+    if isinstance(a, set):
+        return bool(a == b)
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        return (
+            bool(((a == b) | (torch.isnan(a) & torch.isnan(b))).all())
+            if a.is_floating_point()
+            else torch.equal(a, b)
+        )
+    try:
+        return bool(a == b)
+    except (RuntimeError, ValueError, TypeError):
+        return False
