@@ -166,6 +166,9 @@ ATEN: dict[str, Callable[..., Tensor]] = {
 
 
 class _Aten(TorchDispatchMode):
+    # Branches of torch.cond and its like run as they are, with the library where it is installed.
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         namespace, _, name = str(getattr(func, "_name", "")).partition("::")
         if namespace == "roast" and name in ATEN:
