@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +56,20 @@ def probes(
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Names and values of inputs to try; the model may not run on some. The example is the first."""
     example = flat_inputs(program, inputs)
-    tables = {name: _rows_indexed(program, name) for name in example}
+    tables = {name: _rows_indexed(program, name) for name, _ in _tensors(example)}
     rows = {name: min(found) if found else None for name, found in tables.items()}
     generator = torch.Generator().manual_seed(SEED)
     yield "example", example
     for name, shapes in _shapes(example, dims):
-        yield name, {key: _random(v, shapes[key], rows[key], generator) for key, v in example.items()}
+        made = {key: _random(v, shapes[key], rows[key], generator) for key, v in _tensors(example)}
+        yield name, {**example, **made}
     for name, last in (("edge: zeros, first ids", False), ("edge: ones, last ids", True)):
-        yield name, {key: _edge(v, rows[key], last) for key, v in example.items()}
+        yield name, {**example, **{key: _edge(v, rows[key], last) for key, v in _tensors(example)}}
+
+
+def _tensors(values: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    """Without the arguments that are no tensors: those stay as in the example."""
+    return [(name, value) for name, value in values.items() if isinstance(value, Tensor)]
 
 
 def _shapes(example: dict[str, Tensor], dims: dict[str, Dims]) -> Iterator[tuple[str, dict[str, list[int]]]]:
@@ -70,7 +77,7 @@ def _shapes(example: dict[str, Tensor], dims: dict[str, Dims]) -> Iterator[tuple
     symbols = {name: [d if isinstance(d, str) else "" for d in lengths] for name, lengths in dims.items()}
     dynamic = sorted({symbol for dims in symbols.values() for symbol in dims if symbol})
     if not dynamic:
-        yield "random", {key: list(value.shape) for key, value in example.items()}
+        yield "random", {key: list(value.shape) for key, value in _tensors(example)}
         return
     for length in LENGTHS:
         # Different lengths for different symbols, so that a mixed-up pair shows.
@@ -81,13 +88,25 @@ def _shapes(example: dict[str, Tensor], dims: dict[str, Dims]) -> Iterator[tuple
                 key: [lengths.get(s, n) for s, n in zip(symbols[key], value.shape, strict=True)]
                 if key in symbols
                 else list(value.shape)
-                for key, value in example.items()
+                for key, value in _tensors(example)
             },
         )
 
 
+def arithmetic(program: Program) -> AbstractContextManager[None]:
+    """The context in which a model gives what a proof compares with: aten operators alone.
+
+    torch.cond and its like cannot run under a dispatch mode: a model that has them uses what is installed.
+    """
+    nodes = program.graph.nodes if isinstance(program, ExportedProgram) else ()
+    return nullcontext() if any(str(node.target) in _CONTROL for node in nodes) else without_library()
+
+
+_CONTROL = ("cond", "while_loop", "map_impl", "scan", "associative_scan")
+
+
 def _case(model: nn.Module, program: Program, name: str, values: dict[str, Tensor]) -> Case:
-    with without_library():
+    with arithmetic(program):
         outputs = [leaf for leaf in pytree.tree_leaves(call(model, program, values)) if leaf is not None]
     return Case(
         name,

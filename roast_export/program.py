@@ -201,7 +201,7 @@ def signature(program: Program, dim_names: DimNames | None = None) -> dict[str, 
         return program.signature
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     labels: dict[str, str] = {}
-    shapes = {name: list(nodes[name].meta["val"].shape) for name in input_names(program)}
+    shapes = {name: lengths_of(nodes[name].meta["val"]) for name in input_names(program)}
     for name, axes in (dim_names or {}).items():
         for axis, label in axes.items():
             labels.setdefault(_dynamic_length(shapes, name, axis), label)
@@ -209,10 +209,18 @@ def signature(program: Program, dim_names: DimNames | None = None) -> dict[str, 
     for name in input_names(program):
         dims: Dims = []
         for axis, length in enumerate(shapes[name]):
-            fixed = isinstance(length, int)
-            dims.append(length if fixed else labels.setdefault(str(length), f"{name}_{axis}"))
+            dims.append(
+                length if isinstance(length, int) else labels.setdefault(str(length), f"{name}_{axis}")
+            )
         found[name] = (str(nodes[name].meta["val"].dtype).removeprefix("torch."), dims)
     return found
+
+
+def lengths_of(value: Tensor) -> list[Any]:
+    """Lengths of a traced tensor: numbers, and symbols or expressions of them where they are dynamic."""
+    # A length that a trace found to be fixed late is a symbolic number.
+    exprs = [getattr(getattr(length, "node", None), "expr", length) for length in value.shape]
+    return [int(expr) if getattr(expr, "is_number", True) else expr for expr in exprs]
 
 
 def _dynamic_length(shapes: dict[str, list[Any]], name: str, axis: int) -> str:

@@ -19,11 +19,19 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from roast_export.cases import probes
+from roast_export.cases import arithmetic, probes
 from roast_export.errors import ExportError, InputError
-from roast_export.program import Inputs, LoadedProgram, Program, call, flat_inputs, output_names, signature
+from roast_export.program import (
+    Dims,
+    Inputs,
+    LoadedProgram,
+    Program,
+    call,
+    flat_inputs,
+    lengths_of,
+    output_names,
+)
 from roast_export.state import Snapshot, written_buffers
-from roast_export.torch_ops import without_library
 
 ROUNDINGS = 64
 """Roundings of an output's largest value by which module and trace may differ: fused operators add in
@@ -68,7 +76,7 @@ def hold_to_module(model: nn.Module, program: Program, inputs: Inputs) -> Truth:
     expected = run.module(example)
     _refuse_state(run, example)
     _refuse_changes(run, example, expected)
-    for name, values in probes(program, inputs, _dims(program)):
+    for name, values in probes(program, inputs, _dims(program, example)):
         try:
             found = run.module(values)
         except InputError:
@@ -116,7 +124,7 @@ class _Runs:
 
 def _outputs(model: nn.Module, program: Program, values: dict[str, Tensor]) -> Outputs:
     copies = {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
-    with without_library():
+    with arithmetic(program):
         leaves = pytree.tree_leaves(call(model, program, copies))
     return [
         leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves if leaf is not None
@@ -156,8 +164,16 @@ def _amount(a: Any, b: Any) -> tuple[float, float]:
     return (amount if amount > bound else 0.0), scale
 
 
-def _dims(program: Program) -> dict[str, Any]:
-    return {name: lengths for name, (_, lengths) in signature(program).items()}
+def _dims(program: ExportedProgram, example: dict[str, Any]) -> dict[str, Dims]:
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    return {
+        name: [
+            length if isinstance(length, int) else str(length)
+            for length in lengths_of(nodes[name].meta["val"])
+        ]
+        for name, value in example.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _refuse_state(run: _Runs, example: dict[str, Tensor]) -> None:
