@@ -2,6 +2,7 @@
 #   make demo      train a compressed digits model, export it, prove it, print the table
 #   make test      run the tests (ARGS="-k mapping" narrows them)
 #   make bench     compare with onnxruntime's own kernels (BENCH=quick: two minutes)
+#   make zoo       export over a hundred architectures and compare each with its module (an hour; ARGS="bert dlrm" narrows it)
 #   make tiles     measure what a network learns with tiles of one shape or another (15 minutes)
 #   make lint      ruff, mypy --strict, clang-format
 #   make native    build the operator libraries into roast_export/lib/
@@ -26,10 +27,10 @@ NATIVE_READY := roast_export/lib/.ready
 COMPAT_READY := $(patsubst %,$(VENV)/compat/%/.ready,1.20.1 1.23.2)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup native demo test bench tiles lint vectors clean cross mobile mobile-minimal
+.PHONY: help setup native demo test zoo bench tiles lint vectors clean cross mobile mobile-minimal
 
 help:
-	@sed -n '2,13s/^# \{0,1\}//p' Makefile
+	@sed -n '2,14s/^# \{0,1\}//p' Makefile
 
 # Debian splits ensurepip off into python3-venv; where it is missing, the system's pip fills the gap.
 $(VENV_READY):
@@ -78,6 +79,11 @@ demo: setup
 
 test: setup $(COMPAT_READY)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# Leaves build/zoo.json, of which docs/models.md is written.
+zoo: setup
+	@mkdir -p build
+	@$(BIN)/python -m tests.zoo --jobs 2 --out build/zoo.json $(ARGS)
 
 lint: $(PACKAGE_READY)
 	@$(BIN)/ruff check --quiet .

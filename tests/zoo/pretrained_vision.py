@@ -1,0 +1,221 @@
+"""Vision models of transformers, small and from their configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from tests.zoo.architecture import ALL_FORMS, Arguments, Draw, architecture
+from tests.zoo.encoders import WORDS, make, sentences
+
+BATCHES = ((2, 0), (3, 0), (1, 0))
+VIT: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def pixels(side: int = 32) -> Callable[[Draw, int, int], Arguments]:
+    def inputs(draw: Draw, batch: int, _: int) -> Arguments:
+        return {"pixel_values": draw.floats(batch, 3, side, side)}
+
+    return inputs
+
+
+@architecture("vit", pixels(), sizes=BATCHES, forms=ALL_FORMS)
+def vit() -> nn.Module:
+    return make("ViTConfig", "ViTForImageClassification", **VIT)
+
+
+@architecture("deit", pixels(), sizes=BATCHES)
+def deit() -> nn.Module:
+    return make("DeiTConfig", "DeiTForImageClassification", **VIT)
+
+
+@architecture("beit", pixels(), sizes=BATCHES)
+def beit() -> nn.Module:
+    return make("BeitConfig", "BeitModel", **VIT, use_relative_position_bias=True)
+
+
+@architecture("dinov2", pixels(), sizes=BATCHES)
+def dinov2() -> nn.Module:
+    return make("Dinov2Config", "Dinov2Model", **VIT)
+
+
+@architecture("swin", pixels(), sizes=BATCHES)
+def swin() -> nn.Module:
+    return make(
+        "SwinConfig",
+        "SwinForImageClassification",
+        image_size=32,
+        patch_size=4,
+        embed_dim=24,
+        depths=[2, 1],
+        num_heads=[2, 4],
+        window_size=4,
+    )
+
+
+@architecture("convnext", pixels(), sizes=BATCHES)
+def convnext() -> nn.Module:
+    return make(
+        "ConvNextConfig", "ConvNextForImageClassification", hidden_sizes=[24, 48], depths=[1, 1], num_stages=2
+    )
+
+
+@architecture("resnet_of_transformers", pixels(), sizes=BATCHES, forms=ALL_FORMS)
+def resnet() -> nn.Module:
+    return make(
+        "ResNetConfig",
+        "ResNetForImageClassification",
+        embedding_size=16,
+        hidden_sizes=[32, 64],
+        depths=[1, 1],
+        layer_type="basic",
+    )
+
+
+@architecture("regnet", pixels(), sizes=BATCHES)
+def regnet() -> nn.Module:
+    return make(
+        "RegNetConfig",
+        "RegNetForImageClassification",
+        embedding_size=16,
+        hidden_sizes=[32, 64],
+        depths=[1, 1],
+        groups_width=16,
+    )
+
+
+@architecture("mobilenet_v2_of_transformers", pixels(), sizes=BATCHES)
+def mobilenet_v2() -> nn.Module:
+    return make(
+        "MobileNetV2Config", "MobileNetV2ForImageClassification", depth_multiplier=0.25, image_size=32
+    )
+
+
+@architecture("segformer", pixels(), sizes=BATCHES)
+def segformer() -> nn.Module:
+    return make(
+        "SegformerConfig",
+        "SegformerForSemanticSegmentation",
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[2, 1],
+        hidden_sizes=[16, 32],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        num_attention_heads=[1, 2],
+        mlp_ratios=[2, 2],
+        decoder_hidden_size=32,
+    )
+
+
+@architecture("poolformer", pixels(), sizes=BATCHES)
+def poolformer() -> nn.Module:
+    return make(
+        "PoolFormerConfig",
+        "PoolFormerForImageClassification",
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        hidden_sizes=[24, 48],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        padding=[2, 1],
+    )
+
+
+@architecture("mobilevit", pixels(64), sizes=BATCHES)
+def mobilevit() -> nn.Module:
+    return make(
+        "MobileViTConfig",
+        "MobileViTModel",
+        image_size=64,
+        hidden_sizes=[24, 32, 40],
+        neck_hidden_sizes=[8, 16, 24, 32, 40, 48, 64],
+        num_attention_heads=2,
+    )
+
+
+@architecture("detr", pixels(64), sizes=BATCHES)
+def detr() -> nn.Module:
+    from transformers import ResNetConfig
+
+    backbone = ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+    )
+    return make(
+        "DetrConfig",
+        "DetrForObjectDetection",
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        num_queries=6,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+    )
+
+
+@architecture("yolos", pixels(), sizes=BATCHES)
+def yolos() -> nn.Module:
+    options = {**VIT, "image_size": [32, 32], "num_detection_tokens": 5, "use_mid_position_embeddings": False}
+    return make("YolosConfig", "YolosForObjectDetection", **options)
+
+
+TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+def captioned(draw: Draw, batch: int, length: int) -> Arguments:
+    found = sentences(draw, batch, length)
+    assert isinstance(found, dict)
+    return {**found, "pixel_values": draw.floats(batch, 3, 32, 32)}
+
+
+@architecture("clip", captioned)
+def clip() -> nn.Module:
+    text = {**TOWER, "vocab_size": WORDS, "max_position_embeddings": 40, "eos_token_id": 3}
+    vision = {**TOWER, "image_size": 32, "patch_size": 8}
+    return make("CLIPConfig", "CLIPModel", text_config=text, vision_config=vision, projection_dim=32)
+
+
+@architecture("siglip_vision", pixels(), sizes=BATCHES)
+def siglip_vision() -> nn.Module:
+    return make("SiglipVisionConfig", "SiglipVisionModel", **TOWER, image_size=32, patch_size=8)
+
+
+@architecture("blip", captioned)
+def blip() -> nn.Module:
+    text = {**TOWER, "vocab_size": WORDS, "max_position_embeddings": 40, "encoder_hidden_size": 32}
+    vision = {**TOWER, "image_size": 32, "patch_size": 8}
+    return make(
+        "BlipConfig",
+        "BlipForImageTextRetrieval",
+        text_config=text,
+        vision_config=vision,
+        image_text_hidden_size=16,
+    )
+
+
+@architecture("depth_estimation", pixels(), sizes=BATCHES)
+def depth_estimation() -> nn.Module:
+    return make(
+        "DPTConfig",
+        "DPTForDepthEstimation",
+        **{**VIT, "num_hidden_layers": 4},
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 16, 24, 32],
+        fusion_hidden_size=16,
+        is_hybrid=False,
+    )
