@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from roast_export.errors import ExportError, InputError, MappingError
 from roast_export.fuse_program import fuse_program
 from roast_export.mapping import Mapping
 from roast_export.storage import own_program
+from roast_export.untraceable import explain
 
 Inputs = tuple[Any, ...] | Lookup[str, Any]
 """Arguments of forward, in order, or by name."""
@@ -131,7 +133,7 @@ def trace(
     ) as error:
         raise InputError(_fixed(error)) from error
     except Exception as error:
-        raise ExportError(f"torch.export cannot trace this model: {_reason(error)}") from error
+        raise ExportError(explain(error)) from error
 
 
 def layers_of(program: Program) -> list[VirtualLayer]:
@@ -310,12 +312,17 @@ def quiet() -> Iterator[None]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # The fused inference path of nn.TransformerEncoder is one opaque operator that nothing can export.
     torch.backends.mha.set_fastpath_enabled(False)
+    detect = transformer._detect_is_causal_mask
+    # nn.Transformer compares a mask's values with a causal one, which no trace can follow, to choose a faster
+    # kernel. A mask that is not called causal is applied as it is.
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        transformer._detect_is_causal_mask = detect
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
@@ -430,11 +437,3 @@ def _fixed(error: BaseException) -> str:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
-
-
-def _reason(error: BaseException) -> str:
-    """The lines of a torch.export error that speak to a user."""
-    lines = [
-        line for line in str(error).splitlines() if line.strip() and not line.startswith(("  File", "To "))
-    ]
-    return "\n".join(lines[:6]) or type(error).__name__
