@@ -19,6 +19,9 @@ import torch
 
 from roast_export.functional_ops import is_functional
 
+ARCHIVE_NOTE = "roast.json"
+"""Member of our archives that says what they are."""
+
 _SAMPLES = "data/sample_inputs/model.pt"
 _TREES = (
     "models/model.json",

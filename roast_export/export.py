@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping as Lookup
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,8 @@ from torch.export import ExportedProgram
 
 from roast_export import to_executorch, to_ort, to_web
 from roast_export.artifact import Artifact
+from roast_export.calls import PlainModel, facts_of
+from roast_export.dimensions import dim_names, flat_shapes
 from roast_export.errors import InputError, VerificationError
 from roast_export.files import replacing
 from roast_export.gate import describe, size_check
@@ -25,6 +26,7 @@ from roast_export.to_aoti import write_aoti
 from roast_export.to_onnx import DEFAULT_OPSET, OnnxOptions, to_onnx, write
 from roast_export.to_pt2 import write_pt2
 from roast_export.to_torchscript import write_torchscript
+from roast_export.trace import prepared
 from roast_export.truth import hold_to_module
 from roast_export.verify import ATOL, RTOL, Progress, complete, example_of, open_artifact, program_of, prove
 
@@ -80,26 +82,29 @@ def export(
         raise InputError(f"opset and weights='materialized' belong to ONNX; leave them out for {to}")
     if to != "executorch" and delegate is not None:
         raise InputError(f"a delegate belongs to executorch; leave it out for {to}")
-    names = _names(dynamic_shapes)
     if to == "ort" and not os.fspath(path).endswith(".ort"):
         raise InputError(f"{path}: onnxruntime knows the format by the suffix .ort; name the file so")
-    options = OnnxOptions(
-        opset=DEFAULT_OPSET if opset is None else opset,
-        materialized=weights == "materialized",
-        portable=portable,
-        dim_names=names,
-    )
     tell = progress or (lambda step, done, total: None)
     example_inputs = own_inputs(example_inputs)
     with evaluation(model), unchanged(model), replacing(path) as target:
         tell("trace", 0, 1)
+        model, example_inputs = prepared(model, example_inputs)
+        if isinstance(model, PlainModel):
+            dynamic_shapes = flat_shapes(model, dynamic_shapes)
+        names = dim_names(dynamic_shapes)
+        options = OnnxOptions(
+            opset=DEFAULT_OPSET if opset is None else opset,
+            materialized=weights == "materialized",
+            portable=portable,
+            dim_names=names,
+        )
         script = to in ("torchscript", "lite")
         program = program_of(model, example_inputs, dynamic_shapes, script=script)
         if not layers_of(program):
             raise InputError(
                 "nothing in this model is virtual; compress it first (roast-compress, compress())"
             )
-        truth = hold_to_module(model, program, example_inputs)
+        truth = hold_to_module(model, program, example_inputs or ())
         tell("translate", 0, 1)
         if script:
             always = to == "lite"
@@ -139,23 +144,12 @@ def _write_onnx(program: ExportedProgram, options: OnnxOptions, target: Path, to
             to_web.write(source, target)
 
 
-def _names(shapes: Any) -> dict[str, dict[int, str]] | None:
-    """{"input": {axis: "name"}} where that form is used; other forms leave naming to the exporter."""
-    if not isinstance(shapes, Lookup):
-        return None
-    names = {
-        name: {axis: label for axis, label in axes.items() if isinstance(label, str)}
-        for name, axes in shapes.items()
-        if isinstance(axes, Lookup)
-    }
-    return names if any(names.values()) else None
-
-
 def _unproved(model: nn.Module, program: Any, file: Artifact, inputs: Inputs | None) -> Report:
     subject = Subject(model, program, file, layers_of(program), inputs or (), ATOL, RTOL)
     complete(file, program, inputs if inputs is not None else example_of(program))
     report = describe(subject)
     report.checks.append(size_check(report))
+    report.warnings += facts_of(model)
     report.warnings.append("not verified")
     return report
 

@@ -28,21 +28,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from roast_export.archive import runs_code
+from roast_export.archive import ARCHIVE_NOTE, runs_code
+from roast_export.calls import facts_of
 from roast_export.errors import InputError, LoadError
 from roast_export.facts import Facts, read_facts
 from roast_export.files import replacing
 from roast_export.fit import relative_errors
 from roast_export.import_report import ImportReport
 from roast_export.importers import convert, research_layers, survey
-from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of, quiet, trace
+from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of, quiet
 from roast_export.state import unchanged
 from roast_export.state_layers import bare_model, describe, fill
 from roast_export.storage import own_inputs
+from roast_export.trace import prepared, trace
 from roast_export.truth import hold_to_module
-
-ARCHIVE_NOTE = "roast.json"
-"""Member of our archives that says what they are."""
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], example_inputs: Inputs) -> None:
@@ -58,12 +57,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], example_inputs: Inputs)
     """
     example_inputs = own_inputs(example_inputs)
     with evaluation(model), unchanged(model), replacing(path) as target:
-        program = trace(model, example_inputs, every_dimension=True)
-        hold_to_module(model, program, example_inputs)
+        live, example = prepared(model, example_inputs)
+        program = trace(live, example or example_inputs, every_dimension=True)
+        hold_to_module(live, program, example or example_inputs)
         note = {
             "producer": f"roast-export {version('roast-export')}",
             "layers": {layer.name: layer.mapping.to_list() for layer in layers_of(program)},
             "errors": relative_errors(model),
+            "facts": facts_of(live),
         }
         for node in program.graph.nodes:
             # Where the user's code lies is nobody's business but theirs.
@@ -210,7 +211,8 @@ def _open_archive(path: Path, trust: bool) -> nn.Module:
         if reason is None:
             with quiet():
                 extra = {ARCHIVE_NOTE: ""}
-                loaded = LoadedProgram(torch.export.load(path, extra_files=extra))
+                program = torch.export.load(path, extra_files=extra)
+                loaded = LoadedProgram(program, _facts(extra[ARCHIVE_NOTE]))
                 loaded.roast_errors = _errors(extra[ARCHIVE_NOTE])
                 return loaded
     except Exception as error:
@@ -220,6 +222,14 @@ def _open_archive(path: Path, trust: bool) -> nn.Module:
         f"{path} is a torch.export archive that runs code when opened ({reason}); add --trust "
         "(trust=True) if you trust where it comes from, or write it anew with roast_export.save"
     )
+
+
+def _facts(note: str | bytes) -> list[str]:
+    """What our archives say of the call that was traced; of other archives nothing."""
+    try:
+        return [" ".join(str(fact).split())[:400] for fact in json.loads(note).get("facts", [])]
+    except (ValueError, TypeError, AttributeError):
+        return []
 
 
 def _errors(note: str | bytes) -> dict[str, float]:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from roast_export.calls import original
+
 MAX_ITEMS = 4096
 """Containers with more items than this (vocabularies) are held as they are, without what is in them."""
 
@@ -31,7 +33,7 @@ class Snapshot:
         self._held: list[tuple[str, Any, Any]] = []
         self._versions: dict[int, int] = {}
         self._seen: set[int] = set()
-        for name, module in model.named_modules():
+        for name, module in original(model).named_modules():
             self._hold(name, vars(module))
 
     def _hold(self, path: str, value: Any) -> None:

@@ -17,6 +17,7 @@ from roast_export.errors import ExportError
 from roast_export.export import export
 from roast_export.program import Inputs, call, evaluation, flat_inputs, output_names
 from roast_export.report import Report
+from roast_export.trace import prepared
 from roast_export.verify import ATOL, RTOL, Progress, example_of, program_of
 
 
@@ -53,9 +54,10 @@ def export_bundle(
             progress=progress,
         )
         with evaluation(model), torch_ops.without_library(), torch.no_grad():
-            program = program_of(model, example_inputs, dynamic_shapes)
-            values = flat_inputs(program, example_inputs or example_of(program))
-            leaves = [leaf for leaf in pytree.tree_leaves(call(model, program, values)) if leaf is not None]
+            model, example = prepared(model, example_inputs)
+            program = program_of(model, example, dynamic_shapes)
+            values = flat_inputs(program, example or example_of(program))
+            leaves = pytree.tree_leaves(call(model, program, values))
         inputs = {name: value.numpy() for name, value in values.items()}
         outputs = {
             name: torch.as_tensor(leaf).numpy()

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from roast_export.calls import Inputs, PlainModel, arguments, run
+from roast_export.errors import ExportError
 from roast_export.modules import RoastEmbedding, RoastLinear, virtual_weights
-from roast_export.program import Dims, Inputs, VirtualLayer, arguments, run
+from roast_export.program import Dims, VirtualLayer
 
 
 @dataclass
@@ -62,5 +64,16 @@ class Untraced:
 
 
 def untraced(model: nn.Module, inputs: Inputs, dims: dict[str, dict[int, str]] | None) -> Untraced:
-    """Raises InputError if the model does not run on the inputs."""
+    """The model as its source has it.
+
+    Raises:
+        ExportError: the model takes constants or nested arguments, which only a trace can fold.
+    """
+    if isinstance(model, PlainModel):
+        if not model.as_it_is:
+            raise ExportError(
+                "torch.export cannot trace this model, and TorchScript takes its source only with tensors "
+                f"for arguments: {' '.join(model.facts) or 'an argument holds several tensors'}"
+            )
+        model = model.__dict__["original"]
     return Untraced(model, arguments(model, inputs), dims or {})

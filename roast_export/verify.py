@@ -12,15 +12,17 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from roast_export import gate, pte_file
 from roast_export.all_runtimes import all_runtimes, optional_runtimes
 from roast_export.aoti_file import open_aoti_file
 from roast_export.artifact import Artifact, expected_layer
+from roast_export.calls import facts_of
 from roast_export.cases import Case, cases_for
 from roast_export.compare import compare_values, failed
 from roast_export.errors import ExportError, InputError, RoastError
@@ -37,10 +39,10 @@ from roast_export.program import (
     VirtualLayer,
     evaluation,
     flat_inputs,
+    input_names,
     layers_of,
     output_names,
     signature,
-    trace,
 )
 from roast_export.pt2_file import open_pt2_file
 from roast_export.report import Check, Report
@@ -51,6 +53,7 @@ from roast_export.source import source_of
 from roast_export.state import unchanged
 from roast_export.storage import own_inputs
 from roast_export.subject import Subject
+from roast_export.trace import prepared, trace
 from roast_export.untraced import untraced
 
 Progress = Callable[[str, int, int], None]
@@ -93,6 +96,7 @@ def verify(
     file = open_artifact(Path(path), trust=trust)
     example_inputs = own_inputs(example_inputs)
     with evaluation(model), unchanged(model):
+        model, example_inputs = prepared(model, example_inputs)
         program = program_for(file, model, example_inputs, {})
         return prove(model, program, file, example_inputs, runtimes, atol, rtol, progress, require)
 
@@ -163,8 +167,7 @@ def program_of(
     """The traced form of a model; archives carry theirs. script: the target may do without it."""
     if isinstance(model, LoadedProgram):
         return model.program
-    if example_inputs is None:
-        raise InputError("a live module needs example_inputs (--input NAME:DTYPE[DIMS] or --inputs FILE.npz)")
+    assert example_inputs is not None, "prepared() has asked for it"
     try:
         return trace(model, example_inputs, dynamic_shapes)
     except ExportError:
@@ -199,6 +202,7 @@ def prove(
         rtol=RTOL if rtol is None else rtol,
     )
     report = gate.describe(subject)
+    report.warnings += facts_of(model)
     tell("structure", 0, 1)
     report.checks += [gate.size_check(report), *file.structure_checks(subject)]
     usable = _usable(subject, runtimes, require, report)
@@ -378,5 +382,5 @@ def _dynamic_of(file: Artifact) -> dict[str, dict[int, str]] | None:
 def example_of(program: Program) -> Inputs:
     if not isinstance(program, ExportedProgram):
         return program.example
-    args, kwargs = cast(tuple[tuple[Any, ...], dict[str, Any]], program.example_inputs)
-    return args if args else kwargs
+    leaves = pytree.tree_leaves(program.example_inputs)
+    return dict(zip(input_names(program), leaves, strict=True))

@@ -12,6 +12,7 @@ from roast_export.all_runtimes import all_runtimes
 from roast_export.errors import InputError
 from roast_export.matrix import Matrix
 from roast_export.program import Inputs, Program, evaluation
+from roast_export.trace import prepared
 from roast_export.verify import Progress, open_artifact, program_for, prove
 
 
@@ -50,8 +51,9 @@ def verify_all(
         # What no file takes is left to the matrix.
         needed = [runtime for runtime in require if runtime in known]
         with showing() as progress, evaluation(model):
-            program = program_for(file, model, example_inputs, programs)
-            report = prove(model, program, file, example_inputs, runtimes, atol, rtol, progress, needed)
+            live, example = prepared(model, example_inputs)
+            program = program_for(file, live, example, programs)
+            report = prove(live, program, file, example, runtimes, atol, rtol, progress, needed)
         report.model = matrix.model
         matrix.reports.append(report)
     return matrix

@@ -17,7 +17,8 @@ import roast_export
 from roast_export import families, onnx_ops, to_onnx
 from roast_export.errors import ExportError, InputError, MappingError, VerificationError
 from roast_export.modules import RoastLinear, VirtualWeight
-from roast_export.program import layers_of, trace
+from roast_export.program import layers_of
+from roast_export.trace import trace
 
 
 def compressed(kind=Small, ratio=8, **options):

@@ -9,7 +9,8 @@ import roast_export
 from roast_export import torch_ops
 from roast_export.fuse_program import fuse_program
 from roast_export.modules import virtual_weights
-from roast_export.program import LoadedProgram, layers_of, quiet, trace
+from roast_export.program import LoadedProgram, layers_of, quiet
+from roast_export.trace import trace
 
 GATHER, FUSED = torch.ops.roast.gather.default, torch.ops.roast.linear.default
 

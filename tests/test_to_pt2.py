@@ -18,9 +18,10 @@ from roast_export.errors import ExportError, InputError
 from roast_export.libraries import torch_library_path
 from roast_export.modules import RoastLinear, VirtualWeight
 from roast_export.note import read_note
-from roast_export.program import layers_of, quiet, trace
+from roast_export.program import layers_of, quiet
 from roast_export.report import Measurement
 from roast_export.to_pt2 import TAG, decomposed
+from roast_export.trace import trace
 
 verifying = importlib.import_module("roast_export.verify")
 both = pytest.mark.parametrize("portable", [False, True], ids=["native", "portable"])

@@ -19,9 +19,10 @@ from roast_export.errors import ExportError, VerificationError
 from roast_export.gate import dense_check
 from roast_export.libraries import torch_library_path
 from roast_export.modules import RoastLinear, VirtualWeight, virtual_weights
-from roast_export.program import layers_of, quiet, trace
+from roast_export.program import layers_of, quiet
 from roast_export.report import Measurement
 from roast_export.script_file import _constants
+from roast_export.trace import trace
 
 verifying = importlib.import_module("roast_export.verify")
 native_only = pytest.mark.skipif(torch_ops.LIBRARY_ABSENT is not None, reason=str(torch_ops.LIBRARY_ABSENT))

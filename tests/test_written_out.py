@@ -15,8 +15,9 @@ import roast_export
 from roast_export import written_out
 from roast_export.array_reads import Graph
 from roast_export.ort_graph import read_graph
-from roast_export.program import layers_of, trace
+from roast_export.program import layers_of
 from roast_export.runtimes import ort_runtimes
+from roast_export.trace import trace
 
 RUNTIME = "onnxruntime .ort portable"
 NAMES = {"table.weight", "first.weight", "last.weight"}

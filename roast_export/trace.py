@@ -1,0 +1,172 @@
+"""A live model in, one exported program out: torch.export under the plain signature of calls.py."""
+
+from __future__ import annotations
+
+import io
+import re
+from contextlib import redirect_stderr
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from roast_export.calls import Inputs, PlainModel, by_name, plain, quiet, run, split
+from roast_export.dimensions import Axes, flat_shapes, named_axes
+from roast_export.errors import ExportError, InputError
+from roast_export.fuse_program import fuse_program
+from roast_export.plain_program import legal_names, name_inputs
+from roast_export.program import LoadedProgram, input_names, lengths_of
+from roast_export.storage import own_program
+from roast_export.untraceable import explain
+
+
+def prepared(model: nn.Module, inputs: Inputs | None) -> tuple[nn.Module, dict[str, Tensor] | None]:
+    """The model and its example as everything below the border takes them. None: an archive's own example.
+
+    Raises:
+        InputError: as calls.plain; or there is no example.
+    """
+    if not isinstance(model, LoadedProgram):
+        if inputs is None:
+            raise InputError(
+                "a live module needs example_inputs (--input NAME:DTYPE[DIMS] or --inputs FILE.npz)"
+            )
+        return plain(model, inputs)
+    if inputs is None:
+        return model, None
+    args, kwargs = split(inputs)
+    return model, by_name(input_names(model.program), kwargs, args)
+
+
+def trace(
+    model: nn.Module, inputs: Inputs, dynamic_shapes: Any = None, *, every_dimension: bool = False
+) -> ExportedProgram:
+    """torch.export with `every_dimension` as dynamic as it can be, or as `dynamic_shapes` says.
+
+    dynamic_shapes: as torch.export takes it, or {"input": {axis: "name"}}, or "name[min..max]" with bounds.
+
+    Raises:
+        InputError: the example inputs do not run, or a dimension asked for cannot be dynamic.
+        ExportError: torch.export cannot trace the model.
+    """
+    if isinstance(model, LoadedProgram):
+        return model.program
+    devices = {str(tensor.device) for tensor in [*model.parameters(), *model.buffers()]} - {"cpu"}
+    if devices:
+        raise InputError(f"the model is on {sorted(devices)[0]}; move it with model.cpu()")
+    made, example = plain(model, inputs)
+    if every_dimension:
+        example = _without_ones(
+            made, example, {name: set(range(v.dim())) & {0} for name, v in example.items()}
+        )
+        return _traced(made, example, {name: [Dim.AUTO] * value.dim() for name, value in example.items()})
+    shapes = flat_shapes(made, dynamic_shapes)
+    asked = named_axes(example, shapes)
+    if not asked:
+        return _traced(made, example, {name: shapes.get(name) for name in example})
+    return _with_tied(made, example, asked)
+
+
+def _with_tied(model: PlainModel, example: dict[str, Tensor], asked: Axes) -> ExportedProgram:
+    """The program whose dynamic dimensions are those asked for, and those that the model ties to them.
+
+    A dimension of another input that has the length of one that was asked for is left to torch.export: where
+    the model needs the two to be equal, they get one symbol. One that only the example has equal stays fixed.
+    """
+    twins = {
+        name: {axis for axis in range(value.dim()) if axis not in asked.get(name, ())}
+        for name, value in example.items()
+    }
+    wide = _without_ones(model, example, {n: {*asked.get(n, ()), *({0} & twins[n])} for n in example})
+    if wide is example:
+        wide = _without_ones(model, example, {name: set(axes) for name, axes in asked.items()})
+    lengths = {wide[name].shape[axis] for name, axes in asked.items() for axis in axes}
+    twins = {n: {axis for axis in axes if wide[n].shape[axis] in lengths} for n, axes in twins.items()}
+    if any(twins.values()):
+        try:
+            program = _traced(model, wide, _hints(wide, asked, twins))
+        except (InputError, ExportError):
+            twins = {}
+        else:
+            tied = _tied(program, asked, twins)
+            if tied == twins:
+                return program
+            twins = tied
+    return _traced(model, wide, _hints(wide, asked, twins))
+
+
+def _hints(example: dict[str, Tensor], asked: Axes, twins: dict[str, set[int]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in example:
+        hints: dict[int, Any] = dict.fromkeys(sorted(twins.get(name, ())), Dim.AUTO)
+        for axis, wanted in asked.get(name, {}).items():
+            hints[axis] = Dim.DYNAMIC(min=wanted.least, max=wanted.most)
+        found[name] = hints or None
+    return found
+
+
+def _tied(program: ExportedProgram, asked: Axes, twins: dict[str, set[int]]) -> dict[str, set[int]]:
+    """The dimensions that turned out fixed, or to have the symbol of one that was asked for."""
+    shapes = {
+        node.name: lengths_of(node.meta["val"]) for node in program.graph.nodes if node.op == "placeholder"
+    }
+    symbols = {str(shapes[name][axis]) for name, axes in asked.items() for axis in axes}
+    return {
+        name: {
+            axis for axis in axes if isinstance(shapes[name][axis], int) or str(shapes[name][axis]) in symbols
+        }
+        for name, axes in twins.items()
+    }
+
+
+def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any]) -> ExportedProgram:
+    try:
+        # torch.export prints the graph that it could not finish to stderr.
+        with quiet(), redirect_stderr(io.StringIO()), torch.no_grad():
+            values = list(example.items())
+            args = tuple(value for _, value in values[: model.positional])
+            kwargs = dict(values[model.positional :])
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+    except (
+        torch._dynamo.exc.UserError,
+        torch.fx.experimental.symbolic_shapes.ConstraintViolationError,
+    ) as error:
+        raise InputError(_fixed(error, model.names)) from error
+    except Exception as error:
+        raise ExportError(explain(error)) from error
+    legal_names(program)
+    name_inputs(program, model.names)
+    fuse_program(program)
+    return own_program(program)
+
+
+def _without_ones(
+    model: nn.Module, example: dict[str, Tensor], wanted: dict[str, set[int]]
+) -> dict[str, Tensor]:
+    """Examples with no length 1 on the wanted axes, if the model runs on them.
+
+    torch.export takes a length of 1 for a constant (it may broadcast), so a batch of one would
+    stay a batch of one.
+    """
+    wide = dict(example)
+    for name, axes in wanted.items():
+        for axis in axes:
+            if axis < wide[name].dim() and wide[name].shape[axis] == 1:
+                wide[name] = torch.cat((wide[name], wide[name]), axis)
+    if all(wide[name] is value for name, value in example.items()):
+        return example
+    try:
+        run(model, tuple(wide.values()), {})
+    except InputError:
+        return example
+    return wide
+
+
+def _fixed(error: BaseException, names: list[str]) -> str:
+    """Which dimension torch.export found to be fixed, in one sentence."""
+    found = re.search(r"inputs\['(\w+)'\](?:\[\d+\])?\.shape\[(\d+)\]", str(error))
+    which = f"input {found[1]!r}, axis {found[2]}" if found else "a dimension asked to be dynamic"
+    length = re.search(r"hint of (\d+)", str(error))
+    at = f" at {length[1]}" if length else ""
+    return f"{which} is fixed by the model{at}; leave it out of dynamic_shapes (--dynamic)"
