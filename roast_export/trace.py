@@ -17,6 +17,7 @@ from roast_export.errors import ExportError, InputError
 from roast_export.fuse_program import fuse_program
 from roast_export.plain_program import legal_names, name_inputs
 from roast_export.program import LoadedProgram, input_names, lengths_of
+from roast_export.state import unchanged
 from roast_export.storage import own_program
 from roast_export.untraceable import explain
 
@@ -52,9 +53,6 @@ def trace(
     """
     if isinstance(model, LoadedProgram):
         return model.program
-    devices = {str(tensor.device) for tensor in [*model.parameters(), *model.buffers()]} - {"cpu"}
-    if devices:
-        raise InputError(f"the model is on {sorted(devices)[0]}; move it with model.cpu()")
     made, example = plain(model, inputs)
     if every_dimension:
         example = _without_ones(
@@ -123,7 +121,7 @@ def _tied(program: ExportedProgram, asked: Axes, twins: dict[str, set[int]]) -> 
 def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any]) -> ExportedProgram:
     try:
         # torch.export prints the graph that it could not finish to stderr.
-        with quiet(), redirect_stderr(io.StringIO()), torch.no_grad():
+        with unchanged(model), quiet(), redirect_stderr(io.StringIO()), torch.no_grad():
             values = list(example.items())
             args = tuple(value for _, value in values[: model.positional])
             kwargs = dict(values[model.positional :])
