@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from roast_export.errors import ExportError
-from roast_export.program import trace
+from roast_export.trace import trace
 from roast_export.untraceable import explain
 
 
