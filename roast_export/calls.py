@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
-from roast_export.errors import InputError
+from roast_export.errors import ExportError, InputError
 
 Inputs = tuple[Any, ...] | Lookup[str, Any]
 """Arguments of forward, in order, or by name."""
@@ -345,7 +345,7 @@ def plain_outputs(value: Any, seen: set[int], facts: list[str], path: str = "") 
     seen: ids of tensors that an output must not be, or the file would have one value under two names.
 
     Raises:
-        InputError: an output is of a kind that no file gives.
+        ExportError: an output is of a kind that no file gives.
     """
     place = path or "0"
     if isinstance(value, Tensor):
@@ -364,9 +364,9 @@ def plain_outputs(value: Any, seen: set[int], facts: list[str], path: str = "") 
         return ()
     parts = _parts(value)
     if parts is None:
-        raise InputError(
-            f"the output {place} is a {type(value).__qualname__}, which no file can give; return tensors, or "
-            "lists, tuples, dicts, NamedTuples or dataclasses of them"
+        raise ExportError(
+            f"the output {place} is an object of {type(value).__qualname__}, which no file can give; wrap the "
+            "model in a module that returns tensors, or lists, tuples, dicts, NamedTuples or dataclasses of them"
         )
     made = [(key, plain_outputs(item, seen, facts, f"{path}.{key}".lstrip("."))) for key, item in parts]
     kept = [(key, item) for key, item in made if isinstance(item, Tensor) or item]
