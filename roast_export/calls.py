@@ -216,7 +216,9 @@ def _template(
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise InputError(f"the model does not run on these inputs: {error}") from error
+        unknown = [name for name in kwargs if name not in signature.parameters]
+        takes = f"; it takes {', '.join(signature.parameters)}, not {', '.join(unknown)}" if unknown else ""
+        raise InputError(f"the model does not run on these inputs: {error}{takes}") from error
     given, positional = set(signature.bind_partial(*args).arguments), 0
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
@@ -365,8 +367,8 @@ def plain_outputs(value: Any, seen: set[int], facts: list[str], path: str = "") 
     parts = _parts(value)
     if parts is None:
         raise ExportError(
-            f"the output {place} is an object of {type(value).__qualname__}, which no file can give; wrap the "
-            "model in a module that returns tensors, or lists, tuples, dicts, NamedTuples or dataclasses of them"
+            f"the output {place} is an object of {type(value).__qualname__}, which no file can give; wrap "
+            "the model in a module that returns tensors, or lists, tuples, dicts, NamedTuples or dataclasses"
         )
     made = [(key, plain_outputs(item, seen, facts, f"{path}.{key}".lstrip("."))) for key, item in parts]
     kept = [(key, item) for key, item in made if isinstance(item, Tensor) or item]
