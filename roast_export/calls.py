@@ -25,19 +25,15 @@ import copy
 import enum
 import inspect
 import keyword
-import logging
 import re
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Mapping as Lookup
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from roast_export.errors import ExportError, InputError
@@ -417,42 +413,6 @@ def by_name(names: Sequence[str], kwargs: Lookup[str, Any], args: Sequence[Any] 
         if not isinstance(given[name], Tensor):
             raise InputError(f"the input {name!r} is a {type(given[name]).__name__}; give a tensor")
     return {name: given[name] for name in names}
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and back in the modes it had."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch's export chatter off the screen; what matters comes as an exception."""
-    levels = {name: logging.getLogger(name).level for name in ("torch", "torch.export", "torch.onnx")}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    # The fused inference path of nn.TransformerEncoder is one opaque operator that nothing can export.
-    torch.backends.mha.set_fastpath_enabled(False)
-    detect = transformer._detect_is_causal_mask
-    # nn.Transformer compares a mask's values with a causal one, which no trace can follow, to choose a faster
-    # kernel. A mask that is not called causal is applied as it is.
-    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        transformer._detect_is_causal_mask = detect
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def first_line(error: BaseException) -> str:

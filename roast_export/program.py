@@ -19,12 +19,12 @@ from torch.utils import _pytree as pytree
 from roast_export.calls import Inputs as Inputs
 from roast_export.calls import arguments as arguments
 from roast_export.calls import by_name, run
-from roast_export.calls import evaluation as evaluation
-from roast_export.calls import quiet as quiet
 from roast_export.calls import split as split
 from roast_export.errors import ExportError, InputError, MappingError
 from roast_export.fuse_program import fuse_program
 from roast_export.mapping import Mapping
+from roast_export.modes import evaluation as evaluation
+from roast_export.modes import quiet as quiet
 from roast_export.plain_program import make_plain
 
 Dims = list[int | str]

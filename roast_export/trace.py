@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from roast_export.calls import Inputs, PlainModel, by_name, plain, quiet, run, split
+from roast_export.calls import Inputs, PlainModel, by_name, plain, run, split
 from roast_export.dimensions import Axes, flat_shapes, named_axes
 from roast_export.errors import ExportError, InputError
 from roast_export.fuse_program import fuse_program
+from roast_export.modes import quiet
 from roast_export.plain_program import legal_names, name_inputs
 from roast_export.program import LoadedProgram, input_names, lengths_of
 from roast_export.state import unchanged
