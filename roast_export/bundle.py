@@ -149,7 +149,7 @@ def _rendered(name: str, names: dict[str, Any]) -> str:
 
 def _names(source: Path, platform: str) -> dict[str, Any]:
     proto = onnx.load(source)
-    layers = [node for node in proto.graph.node if node.domain == onnx_ops.DOMAIN]
+    layers = onnx_ops.layers_in(proto.graph)
     virtual = sum(4 * math.prod(onnx_ops.mapping_of(node)[0].shape) for node in layers)
     return {
         "model": source.name,

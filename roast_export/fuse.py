@@ -19,9 +19,9 @@ from roast_export.mapping import Mapping
 
 
 def fuse_linear(model: ir.Model) -> int:
-    """Rewrite `model` in place; returns the number of products that were fused."""
+    """Rewrite `model` in place, branches and loop bodies too; returns the number of products fused."""
     count = 0
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         weight = _weight_of(node)
         if weight is None:
             continue
@@ -37,9 +37,10 @@ def fuse_linear(model: ir.Model) -> int:
             domain=onnx_ops.DOMAIN,
             name=gather.name,
         )
-        _take_over(model.graph, fused, node, last)
+        _take_over(fused, node, last)
         count += 1
-    _remove_unused(model.graph)
+    for graph in [model.graph, *model.graph.subgraphs()]:
+        _remove_unused(graph)
     return count
 
 
@@ -89,7 +90,8 @@ def _bias_of(node: ir.Node, out_features: int) -> tuple[ir.Value | None, ir.Node
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         return node.inputs[2], node
     users = [user for user, _ in node.outputs[0].uses()]
-    if len(users) == 1 and users[0].op_type == "Add" and not node.outputs[0].is_graph_output():
+    here = len(users) == 1 and users[0].graph is node.graph
+    if here and users[0].op_type == "Add" and not node.outputs[0].is_graph_output():
         other = [value for value in users[0].inputs if value is not node.outputs[0]]
         if len(other) == 1 and other[0] is not None and _is_vector(other[0], out_features):
             return other[0], users[0]
@@ -102,7 +104,9 @@ def _is_vector(value: ir.Value, length: int | ir.SymbolicDim) -> bool:
     return tensor is not None and tuple(tensor.shape) == (length,) and tensor.dtype == ir.DataType.FLOAT
 
 
-def _take_over(graph: ir.Graph, fused: ir.Node, product: ir.Node, last: ir.Node) -> None:
+def _take_over(fused: ir.Node, product: ir.Node, last: ir.Node) -> None:
+    graph = last.graph
+    assert graph is not None and product.graph is graph
     old, new = last.outputs[0], fused.outputs[0]
     new.shape, new.type, new.name = old.shape, old.type, old.name
     graph.insert_before(last, fused)

@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from roast_export.subgraphs import parts_of
 
 
 def fuse_program(program: ExportedProgram) -> int:
-    """Rewrite `program` in place; returns the number of products that were fused."""
-    graph, count = program.graph, 0
+    """Rewrite `program` in place, its inner graphs too; returns the number of products that were fused."""
+    count = sum(_fuse(part.module) for part in parts_of(program))
+    if count:
+        for spec in program.graph_signature.output_specs:
+            spec.arg.name = _renamed(program, spec.arg.name)
+    return count
+
+
+def _fuse(module: GraphModule) -> int:
+    graph, count = module.graph, 0
     for node in list(graph.nodes):
         if node.target is not torch.ops.aten.linear.default or node.kwargs:
             continue
@@ -34,9 +45,7 @@ def fuse_program(program: ExportedProgram) -> int:
             graph.erase_node(weight)
         count += 1
     if count:
-        for spec in program.graph_signature.output_specs:
-            spec.arg.name = _renamed(program, spec.arg.name)
-        program.graph_module.recompile()
+        module.recompile()
     return count
 
 

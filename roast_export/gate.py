@@ -13,6 +13,7 @@ from roast_export import torch_ops
 from roast_export.compare import compare_bits
 from roast_export.fit import advice, relative_errors
 from roast_export.mapping import Sign
+from roast_export.prepare_program import unused_layers
 from roast_export.program import VirtualLayer, kept_bytes
 from roast_export.report import Check, Layer, Report
 from roast_export.subject import Subject
@@ -53,6 +54,11 @@ def describe(subject: Subject) -> Report:
     distance = advice(relative_errors(subject.model))
     if distance is not None:
         report.warnings.append(distance)
+    unused = unused_layers(subject.program)
+    if unused:
+        report.warnings.append(
+            f"no output of the model depends on {', '.join(unused)}: the file has no such layer"
+        )
     if signs:
         report.warnings.append(f"packed signs from MT19937 take {signs:,} bytes; a native file has none")
     return report

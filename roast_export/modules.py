@@ -52,18 +52,23 @@ class VirtualWeight(nn.Module):
         self.mapping = Mapping.from_list(fields)
         self.fields = fields
         self.scale = check_scale(scale)
+        self.scale_text = repr(self.scale)
+
+    def _constant_scale(self) -> float:
+        """The scale. torch compiles numbers that differ between modules as variables, and text never."""
+        return float(self.scale_text) if torch.compiler.is_dynamo_compiling() else self.scale
 
     def forward(self) -> Tensor:
         """The weight: float32[shape] (float64 for a float64 array)."""
-        return torch_ops.gather(self.memory, self.fields, self.scale)
+        return torch_ops.gather(self.memory, self.fields, self._constant_scale())
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of a two-dimensional weight: float32[ids.shape..., dim]. Nothing else is expanded."""
-        return torch_ops.embedding(self.memory, ids, self.fields, self.scale)
+        return torch_ops.embedding(self.memory, ids, self.fields, self._constant_scale())
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x @ W^T + bias: float32[..., in] to float32[..., out]. The weight is not expanded."""
-        return torch_ops.linear(x, self.memory, bias, self.fields, self.scale)
+        return torch_ops.linear(x, self.memory, bias, self.fields, self._constant_scale())
 
     def get_extra_state(self) -> Tensor:
         """Scale and record in one tensor: int64[1 + fields]; first the bits of the scale as float64.
@@ -124,13 +129,16 @@ class _Virtual(nn.Module):
     def _read(self, name: str) -> Tensor:
         """The weight, expanded once in each call of this module however often it is looked at."""
         seen: dict[str, Tensor] | None = self.__dict__.get("_seen")
-        if seen is None:
+        if seen is None or torch.compiler.is_dynamo_compiling():
             return cast(Tensor, self.virtual[name]())
         if name not in seen:
             seen[name] = self.virtual[name]()
         return seen[name]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            # The branches of torch.cond must not change anything outside; equal reads become one anyway.
+            return super().__call__(*args, **kwargs)
         self.__dict__["_seen"] = {}
         try:
             return super().__call__(*args, **kwargs)

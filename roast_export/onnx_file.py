@@ -34,7 +34,7 @@ class OnnxFile(Artifact):
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
-        return [node for node in self.proto.graph.node if node.domain == onnx_ops.DOMAIN]
+        return onnx_ops.layers_in(self.proto.graph)
 
     @property
     def file_bytes(self) -> int:
@@ -112,7 +112,7 @@ def open_onnx(path: Path) -> OnnxFile:
         raise RoastError(f"{path} does not exist") from None
     except Exception as error:
         raise RoastError(f"{path} is not an ONNX model: {str(error).splitlines()[0]}") from error
-    nodes = [node for node in proto.graph.node if node.domain == onnx_ops.DOMAIN]
+    nodes = onnx_ops.layers_in(proto.graph)
     if not nodes:
         raise RoastError(
             f"{path} has no node of the domain {onnx_ops.DOMAIN}; it was not written by roast-export"
@@ -134,9 +134,11 @@ def open_onnx(path: Path) -> OnnxFile:
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:
-    for tensor in proto.graph.initializer:
-        yield tensor.name, onnx.numpy_helper.to_array(tensor)
-    for node in [*proto.graph.node, *(node for f in proto.functions for node in f.node)]:
+    for graph in onnx_ops.graphs_of(proto.graph):
+        for tensor in graph.initializer:
+            yield tensor.name, onnx.numpy_helper.to_array(tensor)
+    inner = (node for function in proto.functions for node in function.node)
+    for node in [*onnx_ops.nodes_of(proto.graph), *inner]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 yield attribute.t.name, onnx.numpy_helper.to_array(attribute.t)

@@ -7,7 +7,7 @@ per tile and then per run of `unit` elements, in int32, so that folding or runni
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
@@ -138,6 +138,26 @@ def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> No
 def array_of(node: onnx.NodeProto) -> str:
     """Name of the array that a node of this domain reads."""
     return str(node.input[1 if node.op_type in LINEARS else 0])
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a graph and of the graphs inside its nodes: branches of If, bodies of Loop and Scan."""
+    for inner in graphs_of(graph):
+        yield from inner.node
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and every graph inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
+                yield from graphs_of(inner)
+
+
+def layers_in(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes of this domain, wherever in the graph they are."""
+    return [node for node in nodes_of(graph) if node.domain == DOMAIN]
 
 
 def functions(operators: Iterable[str], opset: int) -> list[onnx.FunctionProto]:

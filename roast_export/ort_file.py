@@ -40,7 +40,7 @@ class OrtFile(Artifact):
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
-        return [node for node in self.proto.graph.node if node.domain == onnx_ops.DOMAIN]
+        return onnx_ops.layers_in(self.proto.graph)
 
     @property
     def code_limit(self) -> int:
@@ -98,7 +98,7 @@ def open_ort(path: Path) -> OrtFile:
     """The file at `path`. Raises RoastError if it is no .ort of ours."""
     try:
         proto = read_graph(path)
-        nodes = [node for node in proto.graph.node if node.domain == onnx_ops.DOMAIN]
+        nodes = onnx_ops.layers_in(proto.graph)
         # What nothing here can run is still read: that its runtime is missing or refused is in the report.
         if not nodes or native_unavailable() is None:
             (_session if nodes else open_unoptimised)(str(path))

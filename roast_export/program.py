@@ -21,11 +21,12 @@ from roast_export.calls import arguments as arguments
 from roast_export.calls import by_name, run
 from roast_export.calls import split as split
 from roast_export.errors import ExportError, InputError, MappingError
-from roast_export.fuse_program import fuse_program
 from roast_export.mapping import Mapping
 from roast_export.modes import evaluation as evaluation
 from roast_export.modes import quiet as quiet
 from roast_export.plain_program import make_plain
+from roast_export.prepare_program import layer_name, prepared
+from roast_export.subgraphs import Part, parts_of
 
 Dims = list[int | str]
 """Lengths of one tensor; a dynamic dimension is its name."""
@@ -57,8 +58,7 @@ class LoadedProgram(nn.Module):
         # Guards are Python source in the archive; shapes are checked by running the model.
         program._guards_code = []
         self.facts = [*facts, *make_plain(program)]
-        fuse_program(program)
-        self.program = program
+        self.program = program = prepared(program)
         self.roast_errors: dict[str, float] = {}
         self.graph = program.module(check_guards=False)
 
@@ -84,7 +84,7 @@ class VirtualLayer:
     name: str
     """Dotted name of the parameter that it replaces."""
     node: str
-    """Name of the graph node, which is also the name of its ONNX value."""
+    """Name of the graph node, which is also the name of its ONNX value; "branch/name" in an inner graph."""
     kind: str
     """"gather", "embedding" or "linear"."""
     mapping: Mapping
@@ -100,33 +100,29 @@ def layers_of(program: Program) -> list[VirtualLayer]:
         return program.layers
     parameters = program.graph_signature.inputs_to_parameters | program.graph_signature.inputs_to_buffers
     found: list[VirtualLayer] = []
-    for node in program.graph.nodes:
-        kind = ROAST_TARGETS.get(node.target)
-        if kind is None:
-            continue
-        array = parameters.get(getattr(node.args[kind == "linear"], "name", ""))
-        if array is None:
-            raise ExportError(
-                f"the array of {_layer_name(node, kind)} is computed inside the model; make it a "
-                "parameter or a buffer"
-            )
-        name = _layer_name(node, kind)
-        try:
-            mapping = Mapping.from_list([int(x) for x in node.args[-2]])
-        except MappingError as error:
-            raise MappingError(f"{name}: {error}") from error
-        found.append(
-            VirtualLayer(
-                name=name,
-                node=node.name,
-                kind=kind,
-                mapping=mapping,
-                scale=float(node.args[-1]),
-                memory=program.state_dict[array].detach(),
-                array=array,
-            )
-        )
+    for part in parts_of(program):
+        for node in part.module.graph.nodes:
+            if node.target in ROAST_TARGETS:
+                found.append(_layer(program, part, node, parameters))
     return found
+
+
+def _layer(program: ExportedProgram, part: Part, node: torch.fx.Node, stored: dict[str, str]) -> VirtualLayer:
+    kind, name = ROAST_TARGETS[node.target], layer_name(node)  # type: ignore[index]
+    source = node.args[kind == "linear"]
+    source = part.outermost(source) if isinstance(source, torch.fx.Node) else source
+    array = stored.get(getattr(source, "name", ""))
+    if array is None or (part.path and source not in part.outer.values()):
+        raise ExportError(
+            f"the array of {name} is computed inside the model; make it a parameter or a buffer"
+        )
+    fields, scale = node.args[-2:]
+    try:
+        mapping = Mapping.from_list([int(x) for x in fields])  # type: ignore[union-attr, arg-type]
+    except MappingError as error:
+        raise MappingError(f"{name}: {error}") from error
+    memory = program.state_dict[array].detach()
+    return VirtualLayer(name, part.path + node.name, kind, mapping, float(scale), memory, array)  # type: ignore[arg-type]
 
 
 def kept_bytes(program: Program) -> int:
@@ -239,11 +235,3 @@ def output_names(program: Program) -> list[str]:
         taken.add(name)
         names.append(name)
     return names
-
-
-def _layer_name(node: torch.fx.Node, kind: str) -> str:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else node.name
-    if kind != "gather" and "virtual" not in path.split("."):
-        return f"{path}.weight" if path else "weight"
-    return path.replace(".virtual.", ".").removeprefix("virtual.")

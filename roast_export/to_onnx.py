@@ -76,9 +76,10 @@ def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
     _name_arrays(model, layers)
     name_folded(model, program)
     fuse_linear(model)
+    _number_uses(model)
     _settle_dimensions(model, program, options.dim_names)
     _strip(model)
-    used = {node.op_type for node in model.graph if node.domain == onnx_ops.DOMAIN}
+    used = {node.op_type for node in model.graph.all_nodes() if node.domain == onnx_ops.DOMAIN}
     for proto in onnx_ops.functions(used, options.opset):
         function = ir.serde.deserialize_function(proto)
         model.functions[function.identifier()] = function
@@ -203,22 +204,31 @@ def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
 
 
 def _name_nodes(model: ir.Model, layers: list[VirtualLayer]) -> None:
-    """Roast nodes take the dotted name of their weight; a second use of it gets #2, and so on."""
+    """Roast nodes take the dotted name of their weight."""
     names: dict[object, list[str]] = {}
     for layer in layers:
         for key in (_weight_key(layer.array, layer.mapping, layer.scale), layer.mapping.shape):
             names.setdefault(key, []).append(layer.name)
-    uses: dict[str, int] = {}
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if node.domain == onnx_ops.DOMAIN:
             proto = ir.to_proto(node)
             array, (mapping, scale) = onnx_ops.array_of(proto), onnx_ops.mapping_of(proto)
             # What fits no layer takes the name of one of its shape: the proof will say what is wrong.
             known = names.get(_weight_key(array, mapping, scale)) or names[mapping.shape]
             # A tied weight goes by the name of each use; the exporter may have merged some uses.
-            name = known.pop(0) if len(known) > 1 else known[0]
-            uses[name] = uses.get(name, 0) + 1
-            node.name = name if uses[name] == 1 else f"{name}#{uses[name]}"
+            node.name = known.pop(0) if len(known) > 1 else known[0]
+
+
+def _number_uses(model: ir.Model) -> None:
+    """A second use of a weight gets #2, and so on: every node has a name of its own.
+
+    After products are fused: one weight that several products read is a node for each of them then.
+    """
+    uses: dict[str | None, int] = {}
+    for node in model.graph.all_nodes():
+        if node.domain == onnx_ops.DOMAIN:
+            uses[node.name] = count = uses.get(node.name, 0) + 1
+            node.name = node.name if count == 1 else f"{node.name}#{count}"
 
 
 def _weight_key(array: str, mapping: Mapping, scale: float) -> object:
@@ -294,22 +304,26 @@ def _example_lengths(program: ExportedProgram) -> dict[str, list[int]]:
 
 
 def _all_values(model: ir.Model) -> list[ir.Value]:
-    values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+    inputs = [value for graph in _graphs(model) for value in graph.inputs]
+    values = [*inputs, *(output for node in model.graph.all_nodes() for output in node.outputs)]
     return list({id(value): value for value in values}.values())
+
+
+def _graphs(model: ir.Model) -> list[ir.Graph]:
+    """The graph of the model, and the graphs inside its nodes."""
+    return [model.graph, *model.graph.subgraphs()]
 
 
 def _strip(model: ir.Model) -> None:
     """Drop what the exporter noted for debugging; it can be larger than the model."""
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.doc_string = model.graph.doc_string = None
-    values = [*_all_values(model), *model.graph.initializers.values()]
-    for thing in [*model.graph, *values]:
+    graphs, nodes = _graphs(model), list(model.graph.all_nodes())
+    values = [*_all_values(model), *(value for graph in graphs for value in graph.initializers.values())]
+    for thing in [model, *graphs, *nodes, *values]:
         thing.metadata_props.clear()
         thing.doc_string = None
     # onnxruntime's custom operators of this age cannot infer shapes: the file says theirs.
-    stated = [*model.graph.inputs, *model.graph.outputs]
-    stated += [node.outputs[0] for node in model.graph if node.domain == onnx_ops.DOMAIN]
+    stated = [value for graph in graphs for value in [*graph.inputs, *graph.outputs]]
+    stated += [node.outputs[0] for node in nodes if node.domain == onnx_ops.DOMAIN]
     keep = {id(value) for value in stated}
     for value in values:
         if id(value) not in keep and value.const_value is None:

@@ -71,7 +71,7 @@ def write(source: Path, target: Path, *, portable: bool = False) -> OrtModel:
         ExportError: the file has no such form, or the result would not stay small.
     """
     proto = onnx.load(source)
-    layers = [node for node in proto.graph.node if node.domain == onnx_ops.DOMAIN]
+    layers = onnx_ops.layers_in(proto.graph)
     _check_form(layers, portable)
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -45,7 +45,7 @@ def write(source: Path, target: Path) -> dict[str, Any]:
     if source.with_name(f"{source.name}.data").exists():
         raise ExportError("the model is larger than 2 GB, which no browser loads; compress it further")
     proto = onnx.load(source)
-    layers = [node for node in proto.graph.node if node.domain == onnx_ops.DOMAIN]
+    layers = onnx_ops.layers_in(proto.graph)
     kinds = {node.op_type for node in layers}
     if any(map(onnx_ops.is_drawn, kinds)):
         raise ExportError(

@@ -71,7 +71,8 @@ def without_library() -> Iterator[None]:
 
     torch.jit's own interpreter does not see it.
     """
-    with _Aten():  # type: ignore[no-untyped-call]
+    # torch compiles the branches of torch.cond, and what it compiled under this mode fails without it.
+    with torch.compiler.set_stance("force_eager"), _Aten():  # type: ignore[no-untyped-call]
         yield
 
 
@@ -170,10 +171,20 @@ class _Aten(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            # torch turns the mode off for torch.cond and loops; their branches and bodies need it.
+            return func(*(self._within(a) if callable(a) else a for a in args), **(kwargs or {}))
         namespace, _, name = str(getattr(func, "_name", "")).partition("::")
         if namespace == "roast" and name in ATEN:
             return ATEN[name](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def _within(self, branch: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*operands: Any) -> Any:
+            with self:  # type: ignore[no-untyped-call]
+                return branch(*operands)
+
+        return run
 
 
 # ---- What torch.export and autograd need to know ----

@@ -14,9 +14,10 @@ from torch.export import Dim, ExportedProgram
 from roast_export.calls import Inputs, PlainModel, by_name, plain, run, split
 from roast_export.dimensions import Axes, flat_shapes, named_axes
 from roast_export.errors import ExportError, InputError
-from roast_export.fuse_program import fuse_program
 from roast_export.modes import quiet
+from roast_export.modules import virtual_weights
 from roast_export.plain_program import legal_names, name_inputs
+from roast_export.prepare_program import prepared
 from roast_export.program import LoadedProgram, input_names, lengths_of
 from roast_export.state import unchanged
 from roast_export.storage import own_program
@@ -136,8 +137,8 @@ def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any
         raise ExportError(explain(error)) from error
     legal_names(program)
     name_inputs(program, model.names)
-    fuse_program(program)
-    return own_program(program)
+    names = {(tuple(w.fields), w.scale): name for name, w in virtual_weights(model).items()}
+    return own_program(prepared(program, names))
 
 
 def _without_ones(

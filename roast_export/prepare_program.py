@@ -1,0 +1,125 @@
+"""A program as torch.export leaves it in, one that every writer and every proof can take out.
+
+1. Blocks of torch.no_grad and of autocast are written into the graph (subgraphs.py).
+2. What autocast casts is cast by nodes of the graph.
+3. A virtual weight that only feeds a product becomes part of it (fuse_program.py).
+4. Layers in branches and loops, whose module torch forgets, get their names.
+5. Layers on which no output depends are left out; `unused_layers` names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from roast_export.fuse_program import fuse_program
+from roast_export.subgraphs import has_autocast, inline_blocks, parts_of
+
+_UNUSED = "roast.unused_layers"
+
+_ROAST = {torch.ops.roast.gather.default, torch.ops.roast.embedding.default, torch.ops.roast.linear.default}
+
+
+WeightNames = Mapping[tuple[tuple[int, ...], float], str]
+"""Dotted name of a virtual weight by the integers of its record and its scale."""
+
+
+def prepared(program: ExportedProgram, names: WeightNames | None = None) -> ExportedProgram:
+    """The same computation, prepared; the program that is given may be changed.
+
+    names: those of the model's virtual weights; a program from an archive has them in its nodes.
+    """
+    inline_blocks(program)
+    if has_autocast(program):
+        program = _with_casts(program)
+    fuse_program(program)
+    for part in parts_of(program):
+        for node in part.module.graph.nodes:
+            if node.target in _ROAST and not node.meta.get("nn_module_stack"):
+                _set_name(node, (names or {}).get(_weight(node), node.name))
+    _drop_unused(program, names or {})
+    return program
+
+
+def unused_layers(program: Any) -> list[str]:
+    """Names of the virtual weights on which no output of the model depends."""
+    if not isinstance(program, ExportedProgram):
+        return []
+    # torch.export keeps what is called "custom" in an archive.
+    return list((program.graph_module.meta.get("custom") or {}).get(_UNUSED, []))
+
+
+def layer_name(node: Node) -> str:
+    """Dotted name of the parameter that the virtual weight of a node replaces."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else node.name
+    fused = node.target is not torch.ops.roast.gather.default
+    if fused and "virtual" not in path.split("."):
+        return f"{path}.weight" if path else "weight"
+    return path.replace(".virtual.", ".").removeprefix("virtual.")
+
+
+def _with_casts(program: ExportedProgram) -> ExportedProgram:
+    """Autocast's own decisions as nodes. torch forgets which module a node of such a block came from."""
+    names = _weights(program)
+    custom = program.graph_module.meta.get("custom")
+    found: ExportedProgram = program.run_decompositions({})
+    if custom:
+        found.graph_module.meta["custom"] = custom
+    for part in parts_of(found):
+        for node in part.module.graph.nodes:
+            if node.target in _ROAST and _weight(node) in names:
+                _set_name(node, names[_weight(node)])
+    return found
+
+
+def _weight(node: Node) -> tuple[tuple[int, ...], float]:
+    fields, scale = node.args[-2:]
+    return tuple(fields), scale  # type: ignore[arg-type, return-value]
+
+
+def _set_name(node: Node, name: str) -> None:
+    """The node as if the weight had been read in the module that owns it."""
+    owner, _, parameter = name.rpartition(".")
+    path = f"{owner}.virtual.{parameter}".removeprefix(".")
+    node.meta["nn_module_stack"] = {"roast": (path, "VirtualWeight")}
+
+
+def _drop_unused(program: ExportedProgram, names: WeightNames) -> None:
+    read = {node for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    known = {**names, **_weights(program)}
+    for part in reversed(list(parts_of(program))):
+        part.module.graph.eliminate_dead_code()
+        part.module.recompile()
+    used = _weights(program)
+    unused = {name for weight, name in known.items() if weight not in used}
+    if unused:
+        custom = program.graph_module.meta.setdefault("custom", {})
+        custom[_UNUSED] = sorted(unused.union(custom.get(_UNUSED, [])))
+    _forget(program, [node for node in read if not node.users])
+
+
+def _weights(program: ExportedProgram) -> dict[tuple[tuple[int, ...], float], str]:
+    """The virtual weights that a program reads, with a name of each."""
+    nodes = [node for part in parts_of(program) for node in part.module.graph.nodes]
+    return {_weight(node): layer_name(node) for node in nodes if node.target in _ROAST}
+
+
+def _forget(program: ExportedProgram, placeholders: list[Node]) -> None:
+    """Stored tensors that only unused layers read are no part of the model any more."""
+    signature = program.graph_signature
+    for node in placeholders:
+        spec = next(spec for spec in signature.input_specs if spec.arg.name == node.name)
+        if spec.target is None:
+            continue  # an input of the model, which whoever calls it goes on giving
+        signature.input_specs.remove(spec)
+        program.graph.erase_node(node)
+        if all(other.target != spec.target for other in signature.input_specs):
+            program.state_dict.pop(spec.target, None)
+            program.constants.pop(spec.target, None)
+    if placeholders:
+        program.graph_module.recompile()
