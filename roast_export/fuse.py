@@ -106,7 +106,8 @@ def _is_vector(value: ir.Value, length: int | ir.SymbolicDim) -> bool:
 
 def _take_over(fused: ir.Node, product: ir.Node, last: ir.Node) -> None:
     graph = last.graph
-    assert graph is not None and product.graph is graph
+    assert graph is not None
+    assert product.graph is graph
     old, new = last.outputs[0], fused.outputs[0]
     new.shape, new.type, new.name = old.shape, old.type, old.name
     graph.insert_before(last, fused)

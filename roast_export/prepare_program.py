@@ -28,8 +28,8 @@ WeightNames = Mapping[tuple[tuple[int, ...], float], str]
 """Dotted name of a virtual weight by the integers of its record and its scale."""
 
 
-def prepared(program: ExportedProgram, names: WeightNames | None = None) -> ExportedProgram:
-    """The same computation, prepared; the program that is given may be changed.
+def canonical(program: ExportedProgram, names: WeightNames | None = None) -> ExportedProgram:
+    """The same computation in the form above; the program that is given may be changed.
 
     names: those of the model's virtual weights; a program from an archive has them in its nodes.
     """

@@ -318,7 +318,8 @@ def _strip(model: ir.Model) -> None:
     """Drop what the exporter noted for debugging; it can be larger than the model."""
     graphs, nodes = _graphs(model), list(model.graph.all_nodes())
     values = [*_all_values(model), *(value for graph in graphs for value in graph.initializers.values())]
-    for thing in [model, *graphs, *nodes, *values]:
+    things: list[Any] = [model, *graphs, *nodes, *values]
+    for thing in things:
         thing.metadata_props.clear()
         thing.doc_string = None
     # onnxruntime's custom operators of this age cannot infer shapes: the file says theirs.

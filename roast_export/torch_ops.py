@@ -181,7 +181,7 @@ class _Aten(TorchDispatchMode):
 
     def _within(self, branch: Callable[..., Any]) -> Callable[..., Any]:
         def run(*operands: Any) -> Any:
-            with self:  # type: ignore[no-untyped-call]
+            with self:
                 return branch(*operands)
 
         return run

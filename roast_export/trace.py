@@ -17,7 +17,7 @@ from roast_export.errors import ExportError, InputError
 from roast_export.modes import quiet
 from roast_export.modules import virtual_weights
 from roast_export.plain_program import legal_names, name_inputs
-from roast_export.prepare_program import prepared
+from roast_export.prepare_program import canonical
 from roast_export.program import LoadedProgram, input_names, lengths_of
 from roast_export.state import unchanged
 from roast_export.storage import own_program
@@ -138,7 +138,7 @@ def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any
     legal_names(program)
     name_inputs(program, model.names)
     names = {(tuple(w.fields), w.scale): name for name, w in virtual_weights(model).items()}
-    return own_program(prepared(program, names))
+    return own_program(canonical(program, names))
 
 
 def _without_ones(

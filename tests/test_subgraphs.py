@@ -8,9 +8,10 @@ from torch._higher_order_ops.scan import scan
 
 import roast_export
 from roast_export import onnx_ops
-from roast_export.prepare_program import prepared, unused_layers
-from roast_export.program import layers_of, quiet, trace
+from roast_export.prepare_program import canonical, unused_layers
+from roast_export.program import layers_of, quiet
 from roast_export.subgraphs import has_autocast, parts_of
+from roast_export.trace import trace
 
 
 class Two(nn.Module):
@@ -130,7 +131,8 @@ def test_every_kind_is_exported_and_proved(to, tmp_path):
     model, x = compressed(Everything())
     report = roast_export.export(model, tmp_path / f"m.{to}", to=to, example_inputs=(x,))
     names = set(roast_export.modules.virtual_weights(model))
-    assert report.passed and not unused_layers(trace(model, (x,)))
+    assert report.passed
+    assert not unused_layers(trace(model, (x,)))
     proved = {check.name.partition("#")[0] for check in report.checks if check.kind == "weight"}
     assert names <= proved
     if to == "onnx":
@@ -175,8 +177,9 @@ def test_a_block_where_autocast_is_on_keeps_its_casts():
     with quiet(), torch.no_grad():
         plain = torch.export.export(model, (x,))
     assert has_autocast(plain)
-    program = prepared(plain)
-    assert not has_autocast(program) and len(list(parts_of(program))) == 1
+    program = canonical(plain)
+    assert not has_autocast(program)
+    assert len(list(parts_of(program))) == 1
     assert sorted(layer.name for layer in layers_of(program)) == ["a.weight", "b.weight"]
     with torch.no_grad():
         assert torch.equal(model(x), program.module()(x))
@@ -192,5 +195,6 @@ def test_a_layer_on_which_nothing_depends_is_left_out_and_said_so(archive, tmp_p
         roast_export.save(model, tmp_path / "m.pt", inputs)
         model, inputs = roast_export.load(tmp_path / "m.pt"), None
     report = roast_export.export(model, tmp_path / "m.onnx", example_inputs=inputs)
-    assert report.passed and [layer.name for layer in report.layers] == ["a.weight"]
+    assert report.passed
+    assert [layer.name for layer in report.layers] == ["a.weight"]
     assert any("b.weight, c.weight" in warning for warning in report.warnings)
