@@ -71,6 +71,7 @@ def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
     onnx_ops.register_schemas()
     layers = layers_of(program)
     model = _translate(program, options)
+    _name_inputs(model, program)
     _name_outputs(model, program)
     _name_nodes(model, layers)
     _name_arrays(model, layers)
@@ -196,6 +197,12 @@ def _operator(mapping: Mapping, options: OnnxOptions) -> str:
 
 def _packed(mapping: Mapping) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(mapping.packed_signs())
+
+
+def _name_inputs(model: ir.Model, program: ExportedProgram) -> None:
+    """torch.onnx writes some names in lower case."""
+    for value, name in zip(model.graph.inputs, input_names(program), strict=True):
+        value.name = name
 
 
 def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
