@@ -21,8 +21,8 @@ from tests.zoo.rows import BUG, PASSED, REFUSED, UNHELPFUL, WRONG, Form, _compar
 from tests.zoo.steps import _blind
 
 TEN = (
-    "text_cnn",
-    "cached_decoder",
+    "siamese",
+    "two_tower",
     "wavenet",
     "dlrm",
     "gcn",
