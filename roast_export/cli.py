@@ -263,7 +263,7 @@ def compress_command(
         exclude=list(exclude) or None,
         local=local,
         init=init,
-        memory_dtype=torch.float16 if half else torch.float32,
+        memory_dtype=torch.float16 if half else None,
     )
     click.echo(str(summary(compressed)))
     if examples is None:

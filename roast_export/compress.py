@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from roast_export import placement, projection
 from roast_export.errors import InputError
 from roast_export.fit import measured
-from roast_export.modules import VirtualWeight, make_virtual, virtual_weights
+from roast_export.modules import NARROW, VirtualWeight, make_virtual, virtual_weights
 from roast_export.placement import Placed
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def compress(
     exclude: str | Sequence[str] | None = None,
     local: bool = False,
     init: Literal["project", "fresh"] = "project",
-    memory_dtype: torch.dtype = torch.float32,
+    memory_dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """A copy of `model` whose large parameters are virtual. The argument is not changed.
 
@@ -53,17 +53,19 @@ def compress(
     local: one array for each parameter instead of one for all.
     init: "project" starts at the least-squares approximation of the present weights, "fresh" draws the
         array anew (for training from scratch). Both keep the RMS of each parameter.
-    memory_dtype: dtype of the array; float16 halves the file, weights are float32 either way.
+    memory_dtype: dtype of the array, float32 or float16, which halves the file. By default float16 for a
+        float16 model, else float32, also for a bfloat16 model: no runtime reads arrays of bfloat16.
+        Weights have the dtype that they have in `model`.
 
     Raises:
-        InputError: ratio below 1, a pattern that fits nothing, a parameter that is not float32 or not
-            finite, or nothing left to compress.
+        InputError: ratio below 1, a pattern that fits nothing, a parameter of another dtype than float32,
+            float16 and bfloat16, or not finite, or nothing left to compress.
     """
     if not ratio >= 1:
         raise InputError(f"ratio {ratio} must be at least 1")
     if init not in ("project", "fresh"):
         raise InputError(f"init {init!r} must be 'project' or 'fresh'")
-    if memory_dtype not in (torch.float32, torch.float16):
+    if memory_dtype not in (None, torch.float32, torch.float16):
         raise InputError(f"memory_dtype {memory_dtype} must be float32 or float16")
     if virtual_weights(model):
         raise InputError("this model is compressed already; compress the dense model instead")
@@ -94,7 +96,7 @@ def _weights(
     seed: int,
     init: str,
     generator: torch.Generator,
-    memory_dtype: torch.dtype,
+    memory_dtype: torch.dtype | None,
 ) -> list[VirtualWeight]:
     """Virtual weights for the parameters that share one array."""
     targets = [group.parameter.detach().float().cpu() for group in share]
@@ -109,6 +111,9 @@ def _weights(
         array, scales = projection.fresh(mappings, targets, generator)
     else:
         array, scales = projection.project(mappings, targets)
+    dtypes = [group.parameter.dtype for group in share]
+    if memory_dtype is None:
+        memory_dtype = torch.float16 if set(dtypes) == {torch.float16} else torch.float32
     if memory_dtype == torch.float16:
         # At an RMS near 1 float16 neither overflows nor turns subnormal; the scales carry the size.
         size = projection.power_of_two(projection.rms(array) or 1.0)
@@ -117,7 +122,10 @@ def _weights(
         array.to(dtype=memory_dtype, device=share[0].parameter.device),
         requires_grad=any(group.parameter.requires_grad for group in share),
     )
-    weights = [VirtualWeight(memory, mapping, scale) for mapping, scale in zip(mappings, scales, strict=True)]
+    weights = [
+        VirtualWeight(memory, mapping, scale, dtype)
+        for mapping, scale, dtype in zip(mappings, scales, dtypes, strict=True)
+    ]
     return measured(weights, targets) if init == "project" else weights
 
 
@@ -202,7 +210,7 @@ def _reason(group: _Group, min_params: int, include: Sequence[str], exclude: Seq
         return f"under {min_params} elements"
     if not bool(parameter.any()):
         return "all zero"
-    if parameter.dtype != torch.float32:
+    if parameter.dtype not in (torch.float32, *NARROW):
         raise InputError(f"{group.names[0]} is {parameter.dtype}; compress model.float(), or exclude it")
     if not bool(parameter.isfinite().all()):
         raise InputError(f"{group.names[0]} holds NaN or infinity; repair or exclude it")

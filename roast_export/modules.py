@@ -8,16 +8,19 @@ they do better than expanding the weight or because people want to build them by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from roast_export import torch_ops
+from roast_export import torch_mapping, torch_ops
 from roast_export.errors import InputError, MappingError
 from roast_export.mapping import Mapping, check_scale
+
+NARROW = (torch.float16, torch.bfloat16)
+"""Dtypes of models whose weights are rounded after the mapping gave them in float32."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,20 @@ class VirtualWeight(nn.Module):
     """One virtual weight: the shared array, the record and the scale (docs/mapping.md section 1).
 
     memory: Parameter float[n_memory], the same object in every layer that shares it.
+    dtype: of the weight that the layer computes with: float16 or bfloat16 where the model is so, else
+        None, and the weight is float32 (float64 for a float64 array). The mapping gives float32; a
+        narrower weight is that, rounded.
     """
 
     memory: nn.Parameter
     fit: Fit | None = None
+    dtype: torch.dtype | None = None
 
-    def __init__(self, memory: nn.Parameter, mapping: Mapping, scale: float = 1.0) -> None:
+    def __init__(
+        self, memory: nn.Parameter, mapping: Mapping, scale: float = 1.0, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
+        self.dtype = dtype if dtype in NARROW else None
         if memory.shape != (mapping.n_memory,):
             raise MappingError(
                 f"the array has shape {list(memory.shape)}, the mapping needs [{mapping.n_memory}]"
@@ -59,16 +69,44 @@ class VirtualWeight(nn.Module):
         return float(self.scale_text) if torch.compiler.is_dynamo_compiling() else self.scale
 
     def forward(self) -> Tensor:
-        """The weight: float32[shape] (float64 for a float64 array)."""
-        return torch_ops.gather(self.memory, self.fields, self._constant_scale())
+        """The weight: float32[shape], or as `dtype` says."""
+        return self._narrow(torch_ops.gather(self.memory, self.fields, self._constant_scale()))
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows of a two-dimensional weight: float32[ids.shape..., dim]. Nothing else is expanded."""
-        return torch_ops.embedding(self.memory, ids, self.fields, self._constant_scale())
+        """Rows of a two-dimensional weight: float32[ids.shape..., dim], or as `dtype` says.
+
+        Nothing else is expanded.
+        """
+        return self._narrow(torch_ops.embedding(self.memory, ids, self.fields, self._constant_scale()))
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x @ W^T + bias: float32[..., in] to float32[..., out]. The weight is not expanded."""
-        return torch_ops.linear(x, self.memory, bias, self.fields, self._constant_scale())
+        """x @ W^T + bias: float32[..., in] to float32[..., out]. The weight is not expanded.
+
+        A narrow layer takes and gives float16 or bfloat16: it multiplies in float32 with the weight as the
+        mapping gives it, and rounds once, at the end.
+        """
+        if self.dtype is not None:
+            x, bias = x.float(), None if bias is None else bias.float()
+        return self._narrow(torch_ops.linear(x, self.memory, bias, self.fields, self._constant_scale()))
+
+    def _narrow(self, values: Tensor) -> Tensor:
+        return values if self.dtype is None else values.to(self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VirtualWeight:
+        """Move or convert, as nn.Module does for half() or to(): what is converted is the weight.
+
+        The array follows, except to bfloat16, which no runtime reads: then it keeps its dtype.
+        """
+        now = self.dtype or torch_mapping.compute_dtype(self.memory)
+        then = fn(torch.empty(0, dtype=now, device=self.memory.device)).dtype
+
+        def of_array(values: Tensor) -> Tensor:
+            converted = fn(values)
+            return values.to(converted.device) if converted.dtype == torch.bfloat16 else converted
+
+        super()._apply(of_array, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = then if then in NARROW else None
+        return self
 
     def get_extra_state(self) -> Tensor:
         """Scale and record in one tensor: int64[1 + fields]; first the bits of the scale as float64.
@@ -236,6 +274,9 @@ class RoastEmbeddingBag(_Virtual, nn.EmbeddingBag):
         if input.dim() not in (1, 2) or (offsets is None) == (input.dim() == 1):
             raise InputError("a bag takes int64[bags, length] alone, or int64[n] with offsets")
         rows = self.virtual["weight"].rows(input)
+        dtype = rows.dtype
+        if dtype in NARROW:
+            rows = rows.float()  # as torch's own bags, which add in float32
         weights = torch.ones_like(input, dtype=rows.dtype)
         if per_sample_weights is not None:
             weights = per_sample_weights.to(rows.dtype)
@@ -253,7 +294,9 @@ class RoastEmbeddingBag(_Virtual, nn.EmbeddingBag):
             if self.include_last_offset:
                 # The last offset starts no bag: torch leaves out the ids from there on.
                 total, count = total[:-1], count[:-1]
-        return total if self.mode == "sum" else total / count.clamp(min=1.0).unsqueeze(-1)
+        if self.mode == "mean":
+            total = total / count.clamp(min=1.0).unsqueeze(-1)
+        return total.to(dtype)
 
 
 class _VirtualRNN(_Virtual):

@@ -31,6 +31,8 @@ class Row:
     """Whether it is the same parameter as an earlier row."""
     error: float | None = None
     """|W - dense W| / |dense W|, where compress() approximated a dense weight and no training followed."""
+    element_bytes: int = 4
+    """Of a virtual parameter as the layer computes with it."""
 
     @property
     def elements(self) -> int:
@@ -71,8 +73,12 @@ class Summary:
 
     @property
     def dense_bytes(self) -> int:
-        """What the model would hold with every virtual parameter stored as float32."""
-        return 4 * self.virtual_elements + self.kept_bytes
+        """What the model would hold with every virtual parameter stored in the dtype it is computed with.
+
+        An archive does not say the dtype: there it is float32.
+        """
+        virtual = (row for row in self.rows if row.compressed and not row.tied)
+        return sum(row.elements * row.element_bytes for row in virtual) + self.kept_bytes
 
     def __str__(self) -> str:
         columns = ["parameter", "shape", ">elements", "virtual", "how, or why not", ">bytes"]
@@ -126,7 +132,11 @@ def summary(model: nn.Module) -> Summary:
         readers[key].add(weight)
         first = seen.setdefault(weight, name)
         detail = f"same as {first}" if first != name else _how(layer)
-        rows.append(Row(name, tuple(layer.mapping.shape), True, detail, 0, first != name, errors.get(name)))
+        narrow = getattr(layer, "dtype", None)
+        size = narrow.itemsize if narrow is not None else 4
+        rows.append(
+            Row(name, tuple(layer.mapping.shape), True, detail, 0, first != name, errors.get(name), size)
+        )
     kept: dict[str, str] = model.__dict__.get("_roast_kept", {})
     for name, parameter in _parameters(model):
         if _storage(parameter) in arrays:

@@ -30,6 +30,7 @@ from roast_export.errors import ExportError, InputError
 from roast_export.fold_norms import name_folded
 from roast_export.fuse import fuse_linear
 from roast_export.mapping import VERSION, Element, Mapping, Sign
+from roast_export.onnx_dtypes import refuse_bfloat16
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
 
 DEFAULT_OPSET = 20
@@ -65,13 +66,15 @@ def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
     """The ONNX model with its functions and metadata, in memory.
 
     Raises:
-        ExportError: torch.onnx has no translation for an operator of the model.
+        ExportError: torch.onnx has no translation for an operator of the model, or the model computes in
+            bfloat16.
         InputError: a dimension named in dim_names is not dynamic.
     """
     onnx_ops.register_schemas()
     layers = layers_of(program)
     model = _translate(program, options)
     _name_inputs(model, program)
+    refuse_bfloat16(model)
     _name_outputs(model, program)
     _name_nodes(model, layers)
     _name_arrays(model, layers)
