@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from roast_export import placement, projection
 from roast_export.errors import InputError
 from roast_export.fit import measured
-from roast_export.modules import NARROW, VirtualWeight, make_virtual, virtual_weights
+from roast_export.huggingface.pretrained import adopt
+from roast_export.modules import NARROW, VirtualWeight, install, virtual_weights
 from roast_export.placement import Placed
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def compress(
         for group, weight in zip(share, weights, strict=True):
             virtual.update(dict.fromkeys(group.names, weight))
     _install(compressed, virtual)
+    adopt(compressed)
     logger.info("%d parameters became virtual in %d array(s)", len(groups), len(shares))
     return compressed
 
@@ -218,15 +220,11 @@ def _reason(group: _Group, min_params: int, include: Sequence[str], exclude: Seq
 
 
 def _install(model: nn.Module, virtual: dict[str, VirtualWeight]) -> None:
-    owners: dict[int, tuple[nn.Module, dict[str, VirtualWeight]]] = {}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name, weight in virtual.items():
-        path, _, attribute = name.rpartition(".")
-        owners.setdefault(id(modules[path]), (modules[path], {}))[1][attribute] = weight
-    for module, weights in owners.values():
-        if isinstance(module, nn.Embedding) and _holds_padding(module):
-            module.padding_idx = None
-        make_virtual(module, weights)
+    for name in virtual:
+        table = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(table, nn.Embedding) and _holds_padding(table):
+            table.padding_idx = None
+    install(model, virtual)
 
 
 def _holds_padding(table: nn.Embedding) -> bool:

@@ -385,6 +385,17 @@ def make_virtual(module: nn.Module, weights: dict[str, VirtualWeight]) -> nn.Mod
     return module
 
 
+def install(model: nn.Module, weights: dict[str, VirtualWeight]) -> None:
+    """`make_virtual` of every module that has one of the parameters; names are dotted, as in a state dict."""
+    owners: dict[int, tuple[nn.Module, dict[str, VirtualWeight]]] = {}
+    for name, weight in weights.items():
+        path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(path)
+        owners.setdefault(id(module), (module, {}))[1][attribute] = weight
+    for module, own in owners.values():
+        make_virtual(module, own)
+
+
 def virtual_weights(model: nn.Module) -> dict[str, VirtualWeight]:
     """Every virtual weight by the dotted name of the parameter it replaces, tied ones under each name."""
     found: dict[str, VirtualWeight] = {}
