@@ -15,31 +15,6 @@ PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = "adapter_config.json"
 SENTENCE = "modules.json"
 
-TRAVELLING = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-    "source.spm",
-    "target.spm",
-    "chat_template.jinja",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "feature_extractor_config.json",
-    "image_processor_config.json",
-    "video_preprocessor_config.json",
-    "normalizer.json",
-)
-"""Files that a model's user needs beside the model."""
-
-
 @dataclass(frozen=True)
 class Folder:
     """A folder with a config.json, and the folder of its sentence-transformers pipeline if it is part of one."""

@@ -94,9 +94,10 @@ def register() -> None:
             self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
         ) -> None:
             layout = Layout.from_dict(self.quantization_config.to_dict())
-            prepare(model, layout, checkpoint_files or [])
+            self.found = prepare(model, layout, checkpoint_files or [])
 
         def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+            share(model, self.found)
             # What transformers refuses of quantised models (training, dtypes) holds for ours.
             del model.hf_quantizer, model.quantization_method
             model.is_quantized = False
@@ -114,33 +115,53 @@ def register() -> None:
             return True
 
 
-def prepare(model: Any, layout: Layout, files: Sequence[str]) -> None:
-    """Make the modules of a model without values virtual, by the records in its files."""
+def prepare(model: Any, layout: Layout, files: Sequence[str]) -> list[list[VirtualWeight]]:
+    """Make the modules of a model without values virtual, by the records in its files.
+
+    Of the weights that share an array only the first owns it while transformers loads: it takes every
+    parameter for one that it must find in the files. Returns the weights of each array, for `share`.
+    """
     stored = {key: value for file in files for key, value in _virtual_entries(file)}
     virtual: dict[str, VirtualWeight] = {}
-    tied: dict[str, str] = {}
+    found: list[list[VirtualWeight]] = []
     for names in layout.arrays:
         own = {name: here for name in names if (here := _name_in(model, name)) is not None}
         if not own:
             continue
         if names[0] not in own:
             raise LoadError(f"{type(model).__name__} lacks {names[0]}, under which the array is stored; {_WHOLE}")
-        memory = nn.Parameter(_stored(stored, entry(names[0], MEMORY)).to("meta"))
-        made: dict[tuple[tuple[int, ...], float], VirtualWeight] = {}
+        # With its values: transformers runs init code of modules before it is done with loading.
+        memory = nn.Parameter(_stored(stored, entry(names[0], MEMORY)))
+        weights = []
         for name, here in own.items():
             fields, scale = read_extra_state(_stored(stored, entry(name, RECORD)))
-            weight = VirtualWeight(memory, Mapping.from_list(fields), scale)
-            virtual[here] = made.setdefault((tuple(fields), scale), weight)
-            tied[entry(here, MEMORY)] = entry(own[names[0]], MEMORY)
-        del tied[entry(own[names[0]], MEMORY)]
+            weights.append(VirtualWeight(memory, Mapping.from_list(fields), scale))
+            virtual[here] = weights[-1]
+        for weight in weights[1:]:
+            weight.__dict__["memory"] = weight._parameters.pop("memory")
+        found.append(weights)
     for name in layout.reads_padding:
         if (here := _name_in(model, name)) is not None:
             model.get_submodule(here.rpartition(".")[0]).padding_idx = None
     install(model, virtual)
     adopt(model)
-    model.all_tied_weights_keys |= tied
     ignored = set(model._keys_to_ignore_on_load_unexpected or ())
     model._keys_to_ignore_on_load_unexpected = ignored | {rf"{re.escape(names[0])}$" for names in layout.arrays}
+    return found
+
+
+def share(model: nn.Module, found: list[list[VirtualWeight]]) -> None:
+    """Give every weight the array that its first reader has loaded, and tied weights one object."""
+    same: dict[tuple[int, tuple[int, ...], float], VirtualWeight] = {}
+    for first, *others in found:
+        for weight in others:
+            del weight.__dict__["memory"]
+            weight.memory = first.memory
+        for weight in (first, *others):
+            same.setdefault((id(first.memory), tuple(weight.fields), weight.scale), weight)
+    for module in model.modules():
+        for name, weight in getattr(getattr(module, "virtual", None), "_modules", {}).items():
+            module.virtual._modules[name] = same[id(weight.memory), tuple(weight.fields), weight.scale]
 
 
 _WHOLE = "load the class that config.json names, and take its base_model"

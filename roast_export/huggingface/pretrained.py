@@ -44,10 +44,8 @@ class _Pretrained:
         return super().load_state_dict(state, *args, **options)  # type: ignore[misc]
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """Without the virtual ones: tied virtual weights are one weight already."""
-        tied = super().get_expanded_tied_weights_keys(all_submodels=all_submodels)  # type: ignore[misc]
-        virtual = virtual_weights(cast(nn.Module, self))
-        return {a: b for a, b in tied.items() if a not in virtual and b not in virtual}
+        """Without the virtual ones, which `adopt` took out: tied virtual weights are one weight already."""
+        return dict(cast(Any, self).all_tied_weights_keys)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **options: Any) -> Any:
         """Raises InputError where a table that would grow is virtual."""

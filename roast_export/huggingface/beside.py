@@ -1,0 +1,100 @@
+"""Folders as they are written: whole or not at all, with the files that a model's user needs beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from roast_export.errors import ExportError
+from roast_export.huggingface.folder import CONFIG, SENTENCE, Folder, read_json
+
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "source.spm",
+    "target.spm",
+    "normalizer.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+OTHERS = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "feature_extractor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+)
+PIPELINE = (SENTENCE, "config_sentence_transformers.json", "sentence_bert_config.json")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A fresh folder beside `path`, which takes its place on success.
+
+    Raises:
+        ExportError: `path` is there already and not empty, or cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ExportError(f"{path} exists; remove it or choose another folder with -o")
+    try:
+        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    except OSError as error:
+        raise ExportError(f"cannot write into {path.absolute().parent}: {error.strerror}") from error
+    try:
+        # mkdtemp keeps others out; a folder of results has the rights of any new folder.
+        made.chmod(0o777 & ~_umask())
+        yield made
+        os.replace(made, path)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def copy_beside(folder: Folder, target: Path) -> None:
+    """Tokenizer, preprocessor and generation files, those that are there."""
+    for name in (*TOKENIZER, *OTHERS):
+        if (folder.path / name).is_file() and not (target / name).exists():
+            shutil.copyfile(folder.path / name, target / name)
+
+
+def copy_config(folder: Folder, target: Path) -> None:
+    """config.json beside an exported file, which holds the records itself."""
+    config = {key: value for key, value in folder.config.items() if key != "quantization_config"}
+    (target / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def copy_pipeline(folder: Folder, target: Path) -> Path:
+    """The rest of a sentence-transformers pipeline; where in `target` the transformer belongs."""
+    if folder.pipeline is None:
+        return target
+    for name in PIPELINE:
+        if (folder.pipeline / name).is_file():
+            shutil.copyfile(folder.pipeline / name, target / name)
+    for module in read_json(folder.pipeline / SENTENCE, list)[1:]:
+        inner = folder.pipeline / str(module.get("path", ""))
+        if inner.is_dir() and inner.parent == folder.pipeline:
+            shutil.copytree(inner, target / inner.name, symlinks=False)
+    place = target / folder.path.relative_to(folder.pipeline)
+    place.mkdir(exist_ok=True)
+    return place

@@ -1,0 +1,98 @@
+"""How far the outputs of a compressed model are from those of the dense one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roast_export.huggingface.folder import Folder
+from roast_export.huggingface.parts import parts_of
+from roast_export.huggingface.tasks import Task
+
+CLOSE = 0.99
+"""Mean cosine from which on a compressed model may stand for the dense one."""
+
+SENTENCES = (
+    "A man is playing a guitar on the street.",
+    "The committee will publish its report next Tuesday.",
+    "Photosynthesis turns light into chemical energy.",
+    "She forgot her umbrella, so she got wet.",
+    "How do I reset the password of my account?",
+    "The stock market fell sharply after the announcement.",
+    "Two plus two is four.",
+    "An old dog sleeps in front of the fire.",
+)
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Mean cosine between outputs of the compressed and of the dense model."""
+
+    output: str
+    cosine: float
+    inputs: int
+    text: bool
+    """Whether the inputs were sentences; else they were random."""
+
+    def sentence(self, ratio: float, folder: str) -> str:
+        what = "sentences" if self.text else "random inputs"
+        found = (
+            f"The output {self.output} of the compressed model has a mean cosine of {self.cosine:.2f} to that of "
+            f"the dense model, on {self.inputs} {what}."
+        )
+        if self.cosine >= CLOSE:
+            return f"{found} Measure it on your own data before you ship it."
+        return (
+            f"{found} At {ratio:g}x without training the model has lost what it had learned: fine-tune it, or "
+            f"distil it from the dense model, before you ship it. "
+            f"roast_export.huggingface.from_pretrained({folder!r}) gives the model to train; roast-compress "
+            "with a lower --ratio loses less."
+        )
+
+
+def fidelity(folder: Folder, task: Task, dense: nn.Module, compressed: nn.Module) -> Fidelity:
+    """Compare the two on a few sentences where there is a tokenizer, else on random inputs."""
+    ours, theirs = (parts_of(folder, model, task)[0] for model in (compressed, dense))
+    batches = _sentences(folder, list(ours.inputs)) or _rows(ours.inputs)
+    name = next(reversed(task.outputs))
+    cosines = []
+    for batch in batches:
+        with torch.no_grad():
+            a, b = (part.module.eval()(**batch)[name].flatten().double() for part in (ours, theirs))
+        cosines.append(torch.nn.functional.cosine_similarity(a, b, dim=0).item())
+    text = "input_ids" in ours.inputs and len(batches) == len(SENTENCES)
+    return Fidelity(name, sum(cosines) / len(cosines), len(batches), text)
+
+
+def _sentences(folder: Folder, names: list[str]) -> list[dict[str, Tensor]]:
+    """The sentences as the model's inputs; none if the folder has no tokenizer, or the task takes more."""
+    from transformers import AutoTokenizer
+
+    if not {*names} <= {"input_ids", "attention_mask", "token_type_ids"}:
+        return []
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder.path, local_files_only=True, trust_remote_code=False
+        )
+        found = [dict(tokenizer(sentence, return_tensors="pt")) for sentence in SENTENCES]
+    except Exception:  # whatever a tokenizer raises: then random inputs do
+        return []
+    return [{name: batch[name] for name in names} for batch in found if all(name in batch for name in names)]
+
+
+def _rows(inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Each row of the example, and of its reverse, without padding."""
+    rows = [{name: value[:1] for name, value in inputs.items()}]
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        row = dict(rows[0])
+        for name, value in row.items():
+            if value.is_floating_point():
+                row[name] = torch.randn(value.shape, generator=generator)
+            elif name == "input_ids":
+                row[name] = value[..., torch.randperm(value.shape[-1], generator=generator)]
+        rows.append(row)
+    return rows

@@ -1,0 +1,130 @@
+"""The files that a task is exported as: for each a module, an example and the dynamic dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roast_export.errors import InputError
+from roast_export.huggingface.folder import Folder
+from roast_export.huggingface.sentence import SentenceModel, modules_after
+from roast_export.huggingface.task_model import TaskModel, parameters_of
+from roast_export.huggingface.tasks import BATCH, SEQUENCE, Task
+
+ROWS, TOKENS, PADDED = 2, 8, 3
+"""The example: rows, tokens, and how many of the second row's are padding."""
+
+SEED = 20261
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of an export."""
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    dynamic: dict[str, dict[int, str]]
+
+
+def parts_of(folder: Folder, model: nn.Module, task: Task) -> list[Part]:
+    """What `model`, loaded from `folder`, is exported as for `task`.
+
+    Raises:
+        InputError: the model takes inputs that are not known here.
+    """
+    config: Any = model.config
+    base = _base(model) if task.name in ("feature-extraction", "sentence-similarity") else model
+    inputs, dynamic = _inputs(base, config, task)
+    if task.name == "sentence-similarity":
+        after = modules_after(folder.pipeline) if folder.pipeline is not None else []
+        module: nn.Module = SentenceModel(base, after)
+    else:
+        module = TaskModel(base, task.outputs, use_cache=False)
+    return [Part("model", module.eval(), inputs, dynamic)]
+
+
+def _base(model: Any) -> nn.Module:
+    """The model without its head. A pooler goes too: its output is not among those of the task."""
+    base = model.base_model
+    if isinstance(getattr(base, "pooler", None), nn.Module):
+        base.pooler = None
+    return base  # type: ignore[no-any-return]
+
+
+def _inputs(
+    model: nn.Module, config: Any, task: Task
+) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    kind = model.main_input_name
+    if kind == "input_ids":
+        return text_inputs(model, config, choices=task.name == "multiple-choice")
+    if kind == "pixel_values":
+        return _image_inputs(model, config)
+    if kind == "input_values":
+        return _sound_inputs(config)
+    raise InputError(
+        f"{type(model).__name__} takes {kind}, for which this command knows no example; export the model in "
+        "Python with roast_export.export and example_inputs of your own"
+    )
+
+
+def text_inputs(
+    model: nn.Module, config: Any, *, choices: bool = False, causal: bool = False
+) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    """Token ids with a mask that counts some of them, and what else the model's forward takes."""
+    text = config.get_text_config()
+    padding = text.pad_token_id if isinstance(text.pad_token_id, int) else 0
+    ids = torch.randint(1, text.vocab_size, (ROWS, TOKENS), generator=_generator())
+    mask = torch.ones_like(ids)
+    padded = slice(0, PADDED) if causal else slice(TOKENS - PADDED, TOKENS)
+    ids[1, padded], mask[1, padded] = padding, 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    taken = parameters_of(model)
+    if "token_type_ids" in taken and (getattr(text, "type_vocab_size", 0) or 0) > 1:
+        inputs["token_type_ids"] = torch.cat([torch.zeros_like(ids[:, :4]), torch.ones_like(ids[:, 4:])], 1)
+    if "position_ids" in taken and causal:
+        inputs["position_ids"] = positions(mask)
+    axes = {0: BATCH, 1: SEQUENCE}
+    if choices:
+        inputs = {name: value.unsqueeze(1).expand(-1, 3, -1).contiguous() for name, value in inputs.items()}
+        axes = {0: BATCH, 1: "num_choices", 2: SEQUENCE}
+    return inputs, {name: dict(axes) for name in inputs}
+
+
+def positions(mask: Tensor) -> Tensor:
+    """The place of each token among those that count: int64[batch, sequence]."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def _image_inputs(model: nn.Module, config: Any) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    size = getattr(config, "image_size", None) or 64
+    height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
+    channels = getattr(config, "num_channels", 3)
+    images = torch.randn(ROWS, channels, height, width, generator=_generator())
+    axes = {0: BATCH}
+    if not hasattr(config, "image_size"):
+        axes |= {2: "height", 3: "width"}
+    return {"pixel_values": images}, {"pixel_values": axes}
+
+
+def _sound_inputs(config: Any) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    """Samples for eight frames or so of what the convolutions make of them."""
+    length = 8
+    for kernel, stride in reversed(
+        list(zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=False))
+    ):
+        length = (length - 1) * stride + kernel
+    if length == 8:
+        raise InputError(
+            "how many samples this model needs does not follow from its config.json; export it in Python with "
+            "roast_export.export and example_inputs of your own"
+        )
+    sound = torch.randn(ROWS, length, generator=_generator())
+    return {"input_values": sound}, {"input_values": {0: BATCH, 1: SEQUENCE}}
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(SEED)
