@@ -11,6 +11,7 @@ import torch
 
 from roast_export.bundle import PLATFORMS
 from roast_export.cli_command import RoastCommand
+from roast_export.cli_folder import check_options, compress_into, export_folder, part_for, task_option
 from roast_export.cli_options import (
     check_output,
     check_report,
@@ -27,6 +28,9 @@ from roast_export.cli_options import (
 from roast_export.compress import compress
 from roast_export.errors import InputError, VerificationError
 from roast_export.export import TARGETS, export
+from roast_export.huggingface import is_folder
+from roast_export.huggingface.commands import open_model, open_parts
+from roast_export.huggingface.folder import open_folder
 from roast_export.inputs import merge_inputs, parse_dynamic
 from roast_export.inspect import inspect
 from roast_export.load import save
@@ -56,6 +60,7 @@ from roast_export.verify_all import verify_all
     help="A dimension that may have any length, such as ids:0=batch. Repeatable.",
 )
 @click.option("--opset", type=int, help="ONNX opset.")
+@task_option
 @loading_options
 @click.option(
     "--weights",
@@ -95,6 +100,7 @@ def export_command(
     inputs_file: Path | None,
     dynamic_specs: Sequence[str],
     opset: int | None,
+    task: str | None,
     factory: str | None,
     trust: bool,
     facts: Path | None,
@@ -111,6 +117,17 @@ def export_command(
     if bundle is not None and own:
         rest = "--to, --weights, --portable, --delegate, --no-verify"
         raise InputError(f"--bundle chooses form and proof itself; leave {rest} out")
+    if is_folder(model):
+        unused = {"--input": specs, "--inputs": inputs_file, "--dynamic": dynamic_specs, "--bundle": bundle}
+        check_options(unused | {"--model": factory, "--facts": facts, "--keep-dense": keep_dense})
+        forms: dict[str, Any] = {
+            "opset": opset,
+            "weights": weights,
+            "portable": portable,
+            "delegate": delegate,
+        }
+        export_folder(model, output, to, task, report_path, trust, verify=not no_verify, **forms)
+        return
     output = output or Path(f"{model.stem}-{bundle}" if bundle else model.stem + TARGETS[to])
     check_output(output, model, folder=bundle is not None)
     check_report(report_path, model, output)
@@ -135,6 +152,7 @@ def export_command(
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("exported", type=click.Path(path_type=Path), nargs=-1, required=True)
 @example_options
+@task_option
 @loading_options
 @click.option("--runtime", "chosen", multiple=True, metavar="NAME", help="Only this one, or all.")
 @click.option("--require", multiple=True, metavar="NAME", help="This one too, or fail. Repeatable.")
@@ -148,6 +166,7 @@ def verify_command(
     exported: Sequence[Path],
     specs: Sequence[str],
     inputs_file: Path | None,
+    task: str | None,
     factory: str | None,
     trust: bool,
     facts: Path | None,
@@ -163,8 +182,13 @@ def verify_command(
     missing = [str(path) for path in exported if not path.is_file()]
     if missing:
         raise InputError(f"{missing[0]}: there is no such file")
-    examples = merge_inputs(specs, inputs_file)
-    loaded = opened(model, factory, trust, facts, keep_dense)
+    examples: Any = merge_inputs(specs, inputs_file)
+    if is_folder(model):
+        check_options({"--model": factory, "--facts": facts, "--keep-dense": keep_dense})
+        part = part_for(open_parts(model, task, trust=trust), exported)
+        loaded, examples = part.module, examples or part.inputs
+    else:
+        loaded = opened(model, factory, trust, facts, keep_dense)
     matrix = verify_all(
         loaded,
         exported,
@@ -195,6 +219,10 @@ def inspect_command(
     file: Path, factory: str | None, trust: bool, facts: Path | None, keep_dense: bool
 ) -> None:
     """Show what is in FILE: virtual weights, arrays, sizes, and how it would run on this machine."""
+    if is_folder(file):
+        check_options({"--model": factory, "--facts": facts, "--keep-dense": keep_dense})
+        click.echo(str(summary(open_model(open_folder(file), trust=trust))))
+        return
     click.echo(str(inspect(file, model=factory, trust=trust, facts=facts)))
 
 
@@ -205,6 +233,7 @@ def inspect_command(
     "-o", "--output", type=click.Path(path_type=Path), help="Compressed archive.  [default: *.roast.pt]"
 )
 @example_options
+@task_option
 @loading_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the hashes.")
 @click.option(
@@ -229,6 +258,7 @@ def compress_command(
     output: Path | None,
     specs: Sequence[str],
     inputs_file: Path | None,
+    task: str | None,
     factory: str | None,
     trust: bool,
     facts: Path | None,
@@ -245,7 +275,22 @@ def compress_command(
 
     The compressed model is written as an archive that opens without the model's code, which takes
     example inputs (--input or --inputs). Without them the table is shown and nothing is written.
+    A transformers folder becomes a folder.
     """
+    options: dict[str, Any] = {
+        "seed": seed,
+        "min_params": min_params,
+        "include": list(include) or None,
+        "exclude": list(exclude) or None,
+        "local": local,
+        "init": init,
+        "memory_dtype": torch.float16 if half else None,
+    }
+    if is_folder(model):
+        unused = {"--input": specs, "--inputs": inputs_file, "--model": factory, "--facts": facts}
+        check_options(unused | {"--keep-dense": keep_dense})
+        compress_into(model, output, ratio, task, trust, **options)
+        return
     if output is not None:
         check_output(output, model)
     examples = merge_inputs(specs, inputs_file)
@@ -254,17 +299,7 @@ def compress_command(
             f"{output} cannot be written without example inputs; add --input NAME:DTYPE[DIMS] "
             "or --inputs FILE.npz"
         )
-    compressed = compress(
-        opened(model, factory, trust, facts, keep_dense),
-        ratio,
-        seed=seed,
-        min_params=min_params,
-        include=list(include) or None,
-        exclude=list(exclude) or None,
-        local=local,
-        init=init,
-        memory_dtype=torch.float16 if half else None,
-    )
+    compressed = compress(opened(model, factory, trust, facts, keep_dense), ratio, **options)
     click.echo(str(summary(compressed)))
     if examples is None:
         click.echo("nothing written: add --input NAME:DTYPE[DIMS] or --inputs FILE.npz to save the model")

@@ -40,14 +40,14 @@ class Fidelity:
     def sentence(self, ratio: float, folder: str) -> str:
         what = "sentences" if self.text else "random inputs"
         found = (
-            f"The output {self.output} of the compressed model has a mean cosine of {self.cosine:.2f} to that of "
-            f"the dense model, on {self.inputs} {what}."
+            f"The output {self.output} of the compressed model has a mean cosine of {self.cosine:.2f} to "
+            f"that of the dense model, on {self.inputs} {what}."
         )
         if self.cosine >= CLOSE:
             return f"{found} Measure it on your own data before you ship it."
         return (
-            f"{found} At {ratio:g}x without training the model has lost what it had learned: fine-tune it, or "
-            f"distil it from the dense model, before you ship it. "
+            f"{found} At {ratio:g}x without training the model has lost what it had learned: fine-tune it, "
+            f"or distil it from the dense model, before you ship it. "
             f"roast_export.huggingface.from_pretrained({folder!r}) gives the model to train; roast-compress "
             "with a lower --ratio loses less."
         )

@@ -15,9 +15,10 @@ PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = "adapter_config.json"
 SENTENCE = "modules.json"
 
+
 @dataclass(frozen=True)
 class Folder:
-    """A folder with a config.json, and the folder of its sentence-transformers pipeline if it is part of one."""
+    """A folder with a config.json. pipeline: the sentence-transformers pipeline that it is a part of."""
 
     path: Path
     config: dict[str, Any]
@@ -124,6 +125,6 @@ def imported() -> Any:
         import transformers
     except ImportError as error:
         raise LoadError(
-            "folders of transformers models need the transformers package; pip install 'roast-export[huggingface]'"
+            "a folder of a transformers model needs transformers: pip install 'roast-export[huggingface]'"
         ) from error
     return transformers

@@ -80,14 +80,14 @@ def register() -> None:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
     @register_quantization_config(METHOD)
-    class RoastConfig(QuantizationConfigMixin):
+    class RoastConfig(QuantizationConfigMixin):  # type: ignore[misc]
         """The entry of config.json, as it stands there."""
 
         def __init__(self, **stored: Any) -> None:
             self.__dict__.update(stored)
 
     @register_quantizer(METHOD)
-    class RoastLoader(HfQuantizer):
+    class RoastLoader(HfQuantizer):  # type: ignore[misc]
         """Makes modules virtual while transformers loads a folder, and leaves no trace afterwards."""
 
         def _process_model_before_weight_loading(
@@ -129,7 +129,9 @@ def prepare(model: Any, layout: Layout, files: Sequence[str]) -> list[list[Virtu
         if not own:
             continue
         if names[0] not in own:
-            raise LoadError(f"{type(model).__name__} lacks {names[0]}, under which the array is stored; {_WHOLE}")
+            raise LoadError(
+                f"{type(model).__name__} lacks {names[0]}, under which the array is stored; {_WHOLE}"
+            )
         # With its values: transformers runs init code of modules before it is done with loading.
         memory = nn.Parameter(_stored(stored, entry(names[0], MEMORY)))
         weights = []
@@ -146,7 +148,9 @@ def prepare(model: Any, layout: Layout, files: Sequence[str]) -> list[list[Virtu
     install(model, virtual)
     adopt(model)
     ignored = set(model._keys_to_ignore_on_load_unexpected or ())
-    model._keys_to_ignore_on_load_unexpected = ignored | {rf"{re.escape(names[0])}$" for names in layout.arrays}
+    model._keys_to_ignore_on_load_unexpected = ignored | {
+        rf"{re.escape(names[0])}$" for names in layout.arrays
+    }
     return found
 
 
@@ -160,8 +164,9 @@ def share(model: nn.Module, found: list[list[VirtualWeight]]) -> None:
         for weight in (first, *others):
             same.setdefault((id(first.memory), tuple(weight.fields), weight.scale), weight)
     for module in model.modules():
-        for name, weight in getattr(getattr(module, "virtual", None), "_modules", {}).items():
-            module.virtual._modules[name] = same[id(weight.memory), tuple(weight.fields), weight.scale]
+        weights: dict[str, Any] = getattr(getattr(module, "virtual", None), "_modules", {})
+        for name, weight in weights.items():
+            weights[name] = same[id(weight.memory), tuple(weight.fields), weight.scale]
 
 
 _WHOLE = "load the class that config.json names, and take its base_model"

@@ -55,9 +55,7 @@ def _base(model: Any) -> nn.Module:
     return base  # type: ignore[no-any-return]
 
 
-def _inputs(
-    model: nn.Module, config: Any, task: Task
-) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+def _inputs(model: nn.Module, config: Any, task: Task) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
     kind = model.main_input_name
     if kind == "input_ids":
         return text_inputs(model, config, choices=task.name == "multiple-choice")
@@ -119,8 +117,8 @@ def _sound_inputs(config: Any) -> tuple[dict[str, Tensor], dict[str, dict[int, s
         length = (length - 1) * stride + kernel
     if length == 8:
         raise InputError(
-            "how many samples this model needs does not follow from its config.json; export it in Python with "
-            "roast_export.export and example_inputs of your own"
+            "how many samples this model needs does not follow from its config.json; export it in Python "
+            "with roast_export.export and example_inputs of your own"
         )
     sound = torch.randn(ROWS, length, generator=_generator())
     return {"input_values": sound}, {"input_values": {0: BATCH, 1: SEQUENCE}}

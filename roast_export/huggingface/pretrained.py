@@ -98,7 +98,7 @@ def adopt(model: nn.Module) -> nn.Module:
 
 
 def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], **options: Any) -> None:
-    """Write a compressed transformers model as a folder; `compress` makes `model.save_pretrained` do the same.
+    """Write a compressed transformers model as a folder; `model.save_pretrained` does the same.
 
     options: as `PreTrainedModel.save_pretrained` takes them.
 
@@ -109,7 +109,7 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], **options:
 
     if not isinstance(model, PreTrainedModel):
         raise InputError(
-            f"{type(model).__name__} is no transformers model; roast_export.save writes any model as an archive"
+            f"{type(model).__name__} is no transformers model; roast_export.save takes any model"
         )
     if not virtual_weights(model):
         raise InputError("nothing in this model is virtual; compress it first, or use model.save_pretrained")

@@ -24,6 +24,9 @@ ACTIVATIONS = {
 }
 
 
+_ELSE = "export with --task feature-extraction and do its work in your program"
+
+
 class SentenceModel(nn.Module):
     """Token embeddings, and one embedding for each sentence."""
 
@@ -96,8 +99,7 @@ def modules_after(pipeline: Path) -> list[nn.Module]:
             found.append(_dense(folder))
         elif kind != "Dropout":
             raise LoadError(
-                f"{pipeline / SENTENCE} has a module {stated.get('type')!r}, which is not known here; export with "
-                "--task feature-extraction and do its work in your program"
+                f"{pipeline / SENTENCE} has a module {stated.get('type')!r}, which is not known here; {_ELSE}"
             )
     return found or [Pooling(("mean",))]
 
@@ -122,9 +124,10 @@ def _dense(folder: Path) -> nn.Module:
     activation = ACTIVATIONS.get(stated.get("activation_function", "torch.nn.modules.activation.Tanh"))
     if activation is None or not (folder / "model.safetensors").is_file():
         raise LoadError(
-            f"{folder} holds a Dense module without model.safetensors, or with an activation that is not known "
-            "here; export with --task feature-extraction and do its work in your program"
+            f"{folder} holds a Dense module without model.safetensors or with an unknown activation; {_ELSE}"
         )
     layer = nn.Linear(stated["in_features"], stated["out_features"], bias=stated.get("bias", True))
-    layer.load_state_dict({k.removeprefix("linear."): v for k, v in load_file(folder / "model.safetensors").items()})
+    layer.load_state_dict(
+        {k.removeprefix("linear."): v for k, v in load_file(folder / "model.safetensors").items()}
+    )
     return nn.Sequential(layer, activation())

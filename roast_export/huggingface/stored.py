@@ -105,4 +105,3 @@ def complete_state(state: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
         if isinstance(full.get(first), Tensor) and full[first].numel() == 0:
             del full[first]
     return full
-

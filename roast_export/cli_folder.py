@@ -1,0 +1,120 @@
+"""What the commands do where MODEL is a folder of a transformers model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from roast_export.cli_options import check_output, check_report, reported
+from roast_export.errors import ExportError, InputError
+from roast_export.export import TARGETS, export
+from roast_export.huggingface.beside import copy_beside, copy_config
+from roast_export.huggingface.commands import Opened, compress_folder, open_parts
+from roast_export.huggingface.parts import Part
+from roast_export.progress import progress
+from roast_export.summary import summary
+
+task_option = click.option(
+    "--task",
+    metavar="TASK",
+    help="What to export a transformers folder for: feature-extraction, text-classification, "
+    "text-generation-with-past ...  [default: what config.json says it was trained for]",
+)
+
+
+def check_options(unused: dict[str, Any]) -> None:
+    """Refuse options that mean nothing for a folder. unused: by their names on the command line."""
+    for name, value in unused.items():
+        if value:
+            raise InputError(
+                f"{name} is for model files; a transformers folder brings what it says, leave it out"
+            )
+
+
+def export_folder(
+    model: Path,
+    output: Path | None,
+    to: str,
+    task: str | None,
+    report_path: Path | None,
+    trust: bool,
+    **options: Any,
+) -> None:
+    """Export the parts of a task, each proved before it is put in place."""
+    suffix = TARGETS[to]
+    opened = open_parts(model, task, trust=trust)
+    name = model.resolve().name
+    if output is None:
+        output = Path(name + suffix) if len(opened.parts) == 1 else Path(f"{name}-{to}")
+    into_folder = not output.name.endswith(suffix)
+    if not into_folder and len(opened.parts) > 1:
+        files = ", ".join(part.name + suffix for part in opened.parts)
+        raise InputError(f"{opened.task.name} is exported as {files}; name a folder with -o, not {output}")
+    if not output.absolute().parent.is_dir():
+        raise ExportError(f"the folder {output.parent} does not exist; create it or choose another with -o")
+    paths = {part.name: output / f"{part.name}{suffix}" if into_folder else output for part in opened.parts}
+    made = into_folder and not output.exists()
+    if into_folder:
+        output.mkdir(exist_ok=True)
+    try:
+        for part in opened.parts:
+            _export_part(part, paths[part.name], to, model, report_path, options)
+    except BaseException:
+        if made:
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+    if into_folder:
+        copy_beside(opened.folder, output)
+        copy_config(opened.folder, output)
+
+
+def _export_part(
+    part: Part, path: Path, to: str, model: Path, report_path: Path | None, options: dict[str, Any]
+) -> None:
+    check_output(path, model)
+    check_report(report_path, model, path)
+    with progress() as show:
+        reported(
+            lambda: export(
+                part.module,
+                path,
+                to=to,
+                example_inputs=part.inputs,
+                dynamic_shapes=part.dynamic,
+                progress=show,
+                **options,
+            ),
+            model,
+            report_path,
+        )
+
+
+def part_for(opened: Opened, exported: Sequence[Path]) -> Part:
+    """The part that files were exported from, by their names; the only one where there is one."""
+    if len(opened.parts) == 1:
+        return opened.parts[0]
+    found = {part.name: part for part in opened.parts}
+    stems = {path.name.partition(".")[0] for path in exported}
+    if len(stems) != 1 or not stems <= set(found):
+        raise InputError(
+            f"{opened.task.name} is exported as {', '.join(found)}; verify one at a time, under its name"
+        )
+    return found[stems.pop()]
+
+
+def compress_into(
+    model: Path, output: Path | None, ratio: float, task: str | None, trust: bool, **options: Any
+) -> None:
+    """Compress a folder into a folder, and say what it cost."""
+    output = output or Path(f"{model.resolve().name}-{ratio:g}x")
+    if output.resolve() == model.resolve():
+        raise ExportError(f"{output} is the model itself; choose another output with -o")
+    compressed, found = compress_folder(model, output, ratio, task, trust=trust, **options)
+    click.echo(str(summary(compressed)))
+    size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
+    click.echo(f"wrote {output}, {size:,} bytes of weights")
+    click.echo(found.sentence(ratio, str(output)))
