@@ -9,10 +9,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = (
-    "a an the is was in on of and to it she he they we you i not how do my what when where who "
-    "cat dog man sun day old new red two four light street model guitar report week energy fire account stock"
-).split()
+TEXT = """a an the is was in on of and to it she he they we you i not how do my what when where who
+cat dog man sun day old new red two four light street model guitar report week energy fire account stock"""
+WORDS = TEXT.split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = len(SPECIAL) + len(WORDS) + 26
 
@@ -65,6 +64,7 @@ def write_tokenizer(path: Path) -> None:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     ).save_pretrained(path)
 
 

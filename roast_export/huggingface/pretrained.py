@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from roast_export.errors import InputError
@@ -42,6 +43,13 @@ class _Pretrained:
         tied: dict[str, str] = getattr(self, "all_tied_weights_keys", None) or {}
         state |= {a: state[b] for a, b in tied.items() if a not in state and b in state}
         return super().load_state_dict(state, *args, **options)  # type: ignore[misc]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights as layers see them; an array of float16 makes no float16 model."""
+        named = cast(nn.Module, self).named_parameters()
+        own = (p.dtype for name, p in named if p.is_floating_point() and ".virtual." not in f".{name}")
+        return next(own, torch.float32)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Without the virtual ones, which `adopt` took out: tied virtual weights are one weight already."""
