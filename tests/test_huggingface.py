@@ -125,6 +125,14 @@ def test_a_folder_loads_again_with_equal_bits(name, options, tmp_path):
     assert torch.equal(model(ids())[0], again(ids())[0])
 
 
+def test_a_bfloat16_model_stays_one(tmp_path):
+    model = compress(bert().bfloat16(), 4, min_params=512)
+    model.save_pretrained(tmp_path)
+    again = huggingface.from_pretrained(tmp_path, attention="sdpa")
+    assert again.dtype == model.dtype == torch.bfloat16
+    assert torch.equal(model(ids()).logits, again(ids()).logits)
+
+
 def test_transformers_itself_loads_a_folder_after_register(classifier):
     model, path = classifier
     huggingface.register()

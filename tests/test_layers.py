@@ -24,7 +24,17 @@ NATIVE_TWIN = "roast_mapping.h"
 NATIVE_VECTORS = "roast_simd.h"
 KERNEL_FILES = [name for name in NATIVE if name.startswith("roast_")]
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"}
-OPTIONAL = {"executorch", "transformers", "safetensors", "tokenizers", "peft", "sklearn", "triton", "tensorflow", "openvino"}
+OPTIONAL = {
+    "executorch",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "peft",
+    "sklearn",
+    "triton",
+    "tensorflow",
+    "openvino",
+}
 IMPORTERS_MAY_USE = {"torch", "numpy", "roast_export"} | set(sys.stdlib_module_names)
 COEFFICIENTS = ("p", "a", "b", "q", "g")
 HASH_NAMES = ("hash1", "hash2", "sign_hash")
