@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from roast_export.errors import LoadError
@@ -92,14 +91,10 @@ def register() -> None:
         """Makes modules virtual while transformers loads a folder, and leaves no trace afterwards."""
 
         def _process_model_before_weight_loading(
-            self,
-            model: Any,
-            dtype: torch.dtype | None = None,
-            checkpoint_files: Sequence[str] | None = None,
-            **_: Any,
+            self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
         ) -> None:
             layout = Layout.from_dict(self.quantization_config.to_dict())
-            self.found = prepare(model, layout, checkpoint_files or [], dtype)
+            self.found = prepare(model, layout, checkpoint_files or [])
 
         def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
             share(model, self.found)
@@ -120,9 +115,7 @@ def register() -> None:
             return True
 
 
-def prepare(
-    model: Any, layout: Layout, files: Sequence[str], dtype: torch.dtype | None
-) -> list[list[VirtualWeight]]:
+def prepare(model: Any, layout: Layout, files: Sequence[str]) -> list[list[VirtualWeight]]:
     """Make the modules of a model without values virtual, by the records in its files.
 
     Of the weights that share an array only the first owns it while transformers loads: it takes every
@@ -144,6 +137,7 @@ def prepare(
         weights = []
         for name, here in own.items():
             fields, scale = read_extra_state(_stored(stored, entry(name, RECORD)))
+            dtype = model.get_parameter(here).dtype
             weights.append(VirtualWeight(memory, Mapping.from_list(fields), scale, dtype))
             virtual[here] = weights[-1]
         for weight in weights[1:]:
