@@ -31,6 +31,8 @@ from roast_export.fold_norms import name_folded
 from roast_export.fuse import fuse_linear
 from roast_export.mapping import VERSION, Element, Mapping, Sign
 from roast_export.onnx_dtypes import refuse_bfloat16
+from roast_export.onnx_exact import exact_rewrites
+from roast_export.onnx_pooling import pooling
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
 
 DEFAULT_OPSET = 20
@@ -153,7 +155,9 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
         torch.ops.roast.gather.default: gather,
         torch.ops.roast.embedding.default: embedding,
         torch.ops.roast.linear.default: linear,
+        **pooling(standard),
     }
+    exact_rewrites()
     try:
         with quiet(), torch.no_grad():
             exported = torch.onnx.export(

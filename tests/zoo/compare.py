@@ -33,8 +33,8 @@ def leaves(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if hasattr(value, "layers") and hasattr(value, "get_seq_length"):
-        # The caches of transformers: keys and values, layer by layer.
-        return [tensor for layer in value.layers for tensor in (layer.keys, layer.values)]
+        # A cache of transformers that nobody asked for is no output of a file; rows that want one say so.
+        return []
     if isinstance(value, Mapping):
         return [leaf for item in value.values() for leaf in leaves(item)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -131,18 +131,6 @@ def poolformer() -> nn.Module:
     )
 
 
-@architecture("mobilevit", pixels(64), sizes=BATCHES)
-def mobilevit() -> nn.Module:
-    return make(
-        "MobileViTConfig",
-        "MobileViTModel",
-        image_size=64,
-        hidden_sizes=[24, 32, 40],
-        neck_hidden_sizes=[8, 16, 24, 32, 40, 48, 64],
-        num_attention_heads=2,
-    )
-
-
 @architecture("detr", pixels(64), sizes=BATCHES)
 def detr() -> nn.Module:
     from transformers import ResNetConfig

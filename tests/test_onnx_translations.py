@@ -1,0 +1,77 @@
+"""What torch.onnx would write wrongly, and we write right: small constants, and adaptive pooling."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import roast_export
+
+
+class SmallConstants(nn.Module):
+    """Divides by a variance that is 0 for some inputs; each number is one that an optimiser may round off."""
+
+    def __init__(self, eps: float, factor: float) -> None:
+        super().__init__()
+        self.first, self.eps, self.factor = nn.Linear(48, 64, bias=False), eps, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        variance = y.pow(2).mean(-1, keepdim=True)
+        return y * self.factor / torch.sqrt(variance + self.eps)
+
+
+@pytest.mark.parametrize(("eps", "factor"), [(1e-8, 1.0), (1e-12, 1.000005), (1e-9, 0.999995)])
+def test_small_constants_stay(tmp_path, eps, factor):
+    torch.manual_seed(0)
+    model = roast_export.compress(SmallConstants(eps, factor).eval(), 4, min_params=1024)
+    x = torch.randn(2, 48) * 1e-3
+    report = roast_export.export(model, tmp_path / "m.onnx", example_inputs=(x,))
+    assert report.passed
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    for value in (x, torch.zeros(2, 48)):
+        expected = model(value).detach().numpy()
+        np.testing.assert_allclose(session.run(None, {"x": value.numpy()})[0], expected, rtol=2e-6, atol=1e-9)
+
+
+def test_control_a_number_that_float32_takes_for_1_is_left_out(tmp_path):
+    model = roast_export.compress(SmallConstants(1e-6, 1.0 + 1e-9).eval(), 4, min_params=1024)
+    roast_export.export(model, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 48),), verify=False)
+    assert "Mul" not in {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+
+
+class Pooled(nn.Module):
+    def __init__(self, pool: nn.Module, places: int) -> None:
+        super().__init__()
+        rank = 1 if isinstance(pool, nn.AdaptiveAvgPool1d) else 2
+        self.conv = (nn.Conv1d if rank == 1 else nn.Conv2d)(3, 32, 3, padding=1)
+        self.pool, self.last = pool, nn.Linear(32 * places, 40)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.pool(self.conv(x)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("pool", "places", "shapes"),
+    [
+        (nn.AdaptiveAvgPool2d(2), 4, [(2, 3, 8, 8), (3, 3, 7, 11), (1, 3, 5, 4)]),
+        (nn.AdaptiveAvgPool2d((3, None)), 24, [(2, 3, 9, 8), (3, 3, 10, 8)]),
+        (nn.AdaptiveAvgPool2d(1), 1, [(2, 3, 8, 8), (3, 3, 5, 6)]),
+        (nn.AdaptiveAvgPool1d(3), 3, [(2, 3, 9), (3, 3, 13), (1, 3, 4)]),
+    ],
+    ids=["2x2", "3xNone", "1x1", "3"],
+)
+def test_adaptive_pooling_takes_any_length(tmp_path, pool, places, shapes):
+    torch.manual_seed(0)
+    model = roast_export.compress(Pooled(pool, places).eval(), 4, min_params=512)
+    roast_export.save(model, tmp_path / "m.pt", (torch.randn(shapes[0]),))
+    assert roast_export.export(roast_export.load(tmp_path / "m.pt"), tmp_path / "m.onnx").passed
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    for shape in shapes:
+        x = torch.randn(shape)
+        expected = model(x).detach().numpy()
+        np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
