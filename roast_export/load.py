@@ -30,7 +30,7 @@ from torch import nn
 
 from roast_export.archive import ARCHIVE_NOTE, runs_code
 from roast_export.calls import facts_of
-from roast_export.errors import InputError, LoadError
+from roast_export.errors import ExportError, InputError, LoadError
 from roast_export.facts import Facts, read_facts
 from roast_export.files import replacing
 from roast_export.fit import relative_errors
@@ -52,8 +52,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], example_inputs: Inputs)
 
     Raises:
         InputError: the model does not run on the example inputs.
-        ExportError: the model cannot be traced, its trace computes something else than the module, or the
-            file cannot be written.
+        ExportError: the model cannot be traced, its trace computes something else than the module, it calls
+            operators of another package, or the file cannot be written.
     """
     example_inputs = own_inputs(example_inputs)
     with evaluation(model), unchanged(model), replacing(path) as target:
@@ -71,6 +71,13 @@ def save(model: nn.Module, path: str | os.PathLike[str], example_inputs: Inputs)
             node.meta.pop("stack_trace", None)
         with quiet():
             torch.export.save(program, target, extra_files={ARCHIVE_NOTE: json.dumps(note)})
+        reason = runs_code(target)
+        if reason is not None:
+            raise ExportError(
+                f"the archive would not open, because it needs code of another package ({reason}); choose an "
+                "implementation in torch's own operators (for the experts of a transformers model: "
+                "model.set_experts_implementation('batched_mm'))"
+            )
 
 
 def load(

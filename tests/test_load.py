@@ -678,9 +678,27 @@ class Unsure(nn.Module):
         return x + 1 if float(x.sum()) > 0 else x - 1
 
 
+@torch.library.custom_op("another_package::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@twice.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Foreign(nn.Module):
+    """Calls an operator that only another package has."""
+
+    def forward(self, x):
+        return twice(x)
+
+
 @pytest.mark.parametrize(
     ("model", "example", "error", "message"),
     [
+        (Foreign(), (torch.ones(3),), ExportError, "another_package.*; choose an implementation"),
         (Unsure(), (torch.ones(3),), ExportError, "cannot trace this model"),
         (nn.Linear(3, 4), (torch.zeros(2, 5),), InputError, "does not run on these inputs"),
         (nn.Linear(3, 4), {"nothing": torch.zeros(2, 3)}, InputError, "does not run on these inputs"),

@@ -129,8 +129,7 @@ def phi() -> nn.Module:
     return make("PhiConfig", "PhiForCausalLM", **SMALL, use_cache=False)
 
 
-@architecture("mixtral", sentences)
-def mixtral() -> nn.Module:
+def mixture() -> nn.Module:
     return make(
         "MixtralConfig",
         "MixtralForCausalLM",
@@ -139,6 +138,19 @@ def mixtral() -> nn.Module:
         num_experts_per_tok=2,
         use_cache=False,
     )
+
+
+@architecture("mixtral_as_it_comes", sentences)
+def mixtral_as_it_comes() -> nn.Module:
+    """Its experts are an operator of transformers, which no other program has."""
+    return mixture()
+
+
+@architecture("mixtral", sentences)
+def mixtral() -> nn.Module:
+    model = mixture()
+    model.set_experts_implementation("batched_mm")
+    return model
 
 
 @architecture("mamba", prompt)
