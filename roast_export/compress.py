@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from roast_export import placement, projection
+from roast_export.copying import copy_without, held_elsewhere
 from roast_export.errors import InputError
 from roast_export.fit import measured
 from roast_export.huggingface.pretrained import adopt
@@ -76,8 +77,7 @@ def compress(
             "no parameter is left to compress (2 or more dimensions, floating point, at least "
             f"{min_params} elements, not excluded); lower min_params or change the patterns"
         )
-    # The copy takes over the parameters that are about to go; they are not worth copying.
-    compressed = copy.deepcopy(model, {id(group.parameter): group.parameter for group in groups})
+    compressed, stand_ins = copy_without(model, [group.parameter for group in groups])
     compressed.__dict__["_roast_kept"] = kept
     shares = [[group] for group in groups] if local else [groups]
     generator = torch.Generator().manual_seed(seed)
@@ -86,7 +86,8 @@ def compress(
         weights = _weights(share, ratio, seed, init, generator, memory_dtype)
         for group, weight in zip(share, weights, strict=True):
             virtual.update(dict.fromkeys(group.names, weight))
-    _install(compressed, virtual)
+    _install(compressed, virtual, {name: group.parameter for group in groups for name in group.names})
+    _check_holders(compressed, groups, stand_ins)
     adopt(compressed)
     logger.info("%d parameters became virtual in %d array(s)", len(groups), len(shares))
     return compressed
@@ -198,6 +199,10 @@ def _reason(group: _Group, min_params: int, include: Sequence[str], exclude: Seq
         return any(fnmatchcase(name, pattern) for name in group.names for pattern in patterns)
 
     parameter = group.parameter
+    if isinstance(parameter, UninitializedParameter):
+        raise InputError(
+            f"{group.names[0]} has no shape yet, as its module is lazy; call the model once on an example"
+        )
     if not parameter.is_floating_point():
         return "not floating point"
     if parameter.dim() < 2:
@@ -219,14 +224,24 @@ def _reason(group: _Group, min_params: int, include: Sequence[str], exclude: Seq
     return None
 
 
-def _install(model: nn.Module, virtual: dict[str, VirtualWeight]) -> None:
+def _check_holders(model: nn.Module, groups: list[_Group], stand_ins: list[nn.Parameter]) -> None:
+    """Refuse parameters that a module holds a second time, beside its own: it would read the dense weight."""
+    # A closure still holds the parameter of the model that was copied.
+    names = {id(group.parameter): group.names[0] for group in groups}
+    names |= {id(new): group.names[0] for group, new in zip(groups, stand_ins, strict=True)}
+    for place, parameter in held_elsewhere(model, [*stand_ins, *(group.parameter for group in groups)]):
+        name = names[id(parameter)]
+        raise InputError(
+            f"the attribute {place} holds {name} a second time, where it would stay dense; remove {place} "
+            f"before compressing, or exclude {name}"
+        )
+
+
+def _install(model: nn.Module, virtual: dict[str, VirtualWeight], dense: dict[str, nn.Parameter]) -> None:
     for name in virtual:
         table = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(table, nn.Embedding) and _holds_padding(table):
+        padding = getattr(table, "padding_idx", None)
+        if isinstance(table, nn.Embedding) and padding is not None and dense[name][padding].any():
+            # A virtual padding row reads as zeros; one that holds values must go on holding them.
             table.padding_idx = None
     install(model, virtual)
-
-
-def _holds_padding(table: nn.Embedding) -> bool:
-    """A virtual padding row reads as zeros; one that holds values must go on holding them."""
-    return table.padding_idx is not None and bool(table.weight[table.padding_idx].any())
