@@ -48,6 +48,10 @@ CONSTANTS = (
 """What is no tensor, and holds none."""
 
 
+Axis = tuple[str, int]
+"""A dimension: the name of an input, and which of its axes."""
+
+
 class PlainModel(nn.Module):
     """A model under another signature: the same parameters, buffers and submodules by the same names."""
 
@@ -69,6 +73,8 @@ class PlainModel(nn.Module):
         self.template = template
         self.names = list(names)
         self.positional = positional
+        self.ties: list[tuple[Axis, Axis]] = []
+        """Dimensions that must have one length; a trace gives them one symbol."""
         self.facts = list(facts)
         self.__class__ = type(type(model).__name__, (PlainModel,), {"forward": _forward_of(self.names)})
 
@@ -90,6 +96,9 @@ class PlainModel(nn.Module):
     def call(self, tensors: Sequence[Tensor]) -> Any:
         """The outputs of the model for one tensor of each name."""
         model = self.__dict__["original"]
+        by_place = dict(zip(self.names, tensors, strict=True))
+        for (a, i), (b, j) in self.ties:
+            torch._check(by_place[a].shape[i] == by_place[b].shape[j])
         args, kwargs = _rebuilt(self.template, tensors)
         # Module.compile() leaves a compiled call behind, which nothing can trace.
         forward = model._call_impl if getattr(model, "_compiled_call_impl", None) is not None else model

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from roast_export.calls import Inputs, PlainModel, by_name, plain, run, split
+from roast_export.calls import Axis, Inputs, PlainModel, by_name, plain, run, split
 from roast_export.dimensions import Axes, flat_shapes, named_axes
 from roast_export.errors import ExportError, InputError
 from roast_export.modes import quiet
 from roast_export.modules import virtual_weights
 from roast_export.plain_program import legal_names, name_inputs
 from roast_export.prepare_program import canonical
-from roast_export.program import LoadedProgram, input_names, lengths_of
+from roast_export.program import LoadedProgram, call, input_names, lengths_of
 from roast_export.state import unchanged
 from roast_export.storage import own_program
 from roast_export.untraceable import explain
@@ -60,7 +60,9 @@ def trace(
         example = _without_ones(
             made, example, {name: set(range(v.dim())) & {0} for name, v in example.items()}
         )
-        return _traced(made, example, {name: [Dim.AUTO] * value.dim() for name, value in example.items()})
+        return _held_together(
+            made, example, {name: [Dim.AUTO] * value.dim() for name, value in example.items()}
+        )
     shapes = flat_shapes(made, dynamic_shapes)
     asked = named_axes(example, shapes)
     if not asked:
@@ -85,7 +87,7 @@ def _with_tied(model: PlainModel, example: dict[str, Tensor], asked: Axes) -> Ex
     twins = {n: {axis for axis in axes if wide[n].shape[axis] in lengths} for n, axes in twins.items()}
     if any(twins.values()):
         try:
-            program = _traced(model, wide, _hints(wide, asked, twins))
+            program = _held_together(model, wide, _hints(wide, asked, twins))
         except (InputError, ExportError):
             twins = {}
         else:
@@ -94,6 +96,52 @@ def _with_tied(model: PlainModel, example: dict[str, Tensor], asked: Axes) -> Ex
                 return program
             twins = tied
     return _traced(model, wide, _hints(wide, asked, twins))
+
+
+def _held_together(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any]) -> ExportedProgram:
+    """The program, with one symbol for dimensions that must have one length.
+
+    A trace leaves apart what broadcasts, such as the batch of a mask and of the ids that it masks. So the
+    traced graph is asked: of two dimensions that are one length in the example, where it refuses one longer
+    and runs with both longer, they are one. The module is no judge of this: it may pass over a mask that
+    masks nothing, whatever its shape.
+    """
+    program = _traced(model, example, shapes)
+    symbols: dict[str, list[Axis]] = {}
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for name, value in example.items():
+        for axis, length in enumerate(lengths_of(nodes[name].meta["val"])):
+            if not isinstance(length, int) and value.shape[axis] > 1:
+                symbols.setdefault(str(length), []).append((name, axis))
+    graph = program.module(check_guards=False)
+    groups = list(symbols.values())
+    refused = [not _runs(graph, program, example, axes) for axes in groups]
+    found: list[tuple[Axis, Axis]] = []
+    for k, second in enumerate(groups):
+        for place, first in enumerate(groups[:k]):
+            (a, i), (b, j) = first[0], second[0]
+            one = example[a].shape[i] == example[b].shape[j] and (refused[k] or refused[place])
+            if one and _runs(graph, program, example, [*first, *second]):
+                found.append(((a, i), (b, j)))
+                break
+    if not found:
+        return program
+    model.ties += found
+    return _traced(model, example, shapes)
+
+
+def _runs(graph: nn.Module, program: ExportedProgram, example: dict[str, Tensor], longer: list[Axis]) -> bool:
+    """Whether a graph runs with these dimensions longer by one."""
+    grown = {name: value.clone() for name, value in example.items()}
+    for name, axis in longer:
+        n = grown[name].shape[axis]
+        grown[name] = grown[name].index_select(axis, torch.arange(n + 1) % n)
+    try:
+        with quiet():
+            call(graph, program, grown)
+    except InputError:
+        return False
+    return True
 
 
 def _hints(example: dict[str, Tensor], asked: Axes, twins: dict[str, set[int]]) -> dict[str, Any]:
