@@ -88,12 +88,12 @@ def write(
     *,
     inputs: Lookup[str, Array],
     outputs: Lookup[str, Array],
-    atol: float = 1e-5,
-    rtol: float = 1e-5,
+    bounds: Lookup[str, float],
 ) -> list[str]:
     """Fill `folder` for a platform with the .onnx file `source`; the names of the files, sorted.
 
     inputs, outputs: golden values by name: what torch makes of one set of inputs.
+    bounds: how far an element of each output may be off on the device.
 
     Raises:
         InputError: there is no such platform, or the golden values are too many.
@@ -119,11 +119,13 @@ def write(
     else:
         shutil.copyfile(source, folder / model_place)
     files += [(item.place, item.purpose) for item in ITEMS[platform]]
-    names = _names(source, platform) | {"files": files, "atol": atol, "rtol": rtol}
+    names = _names(source, platform) | {"files": files}
     for item in ITEMS[platform]:
         _place(item, folder / item.place, built, names)
     _place(Item("README.md", "", "README.md.j2"), folder / "README.md", built, names)
-    golden = {"atol": atol, "rtol": rtol, "inputs": _golden(inputs), "outputs": _golden(outputs)}
+    golden = {"inputs": _golden(inputs), "outputs": _golden(outputs)}
+    for name, bound in bounds.items():
+        golden["outputs"][name]["bound"] = bound
     (folder / "golden.json").write_text(json.dumps(golden, allow_nan=True) + "\n", encoding="utf-8")
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from roast_export.arrays import array_of
+from roast_export.compare import Bound
 from roast_export.errors import InputError
 from roast_export.program import ROAST_TARGETS, Dims, Inputs, Program, call, flat_inputs
 from roast_export.torch_ops import without_library
@@ -22,6 +24,9 @@ LENGTHS = (1, 2, 3, 5)
 
 SEED = 20260
 
+SPARE = 4
+"""Cases at most that take the place of others."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -30,6 +35,8 @@ class Case:
     name: str
     feeds: dict[str, NDArray[Any]]
     expected: list[NDArray[Any]]
+    bounds: list[Bound | None] = field(default_factory=list)
+    """How far each output may be off, element by element; None where a comparison would prove nothing."""
 
 
 def cases_for(model: nn.Module, program: Program, inputs: Inputs, dims: dict[str, Dims]) -> Iterator[Case]:
@@ -72,6 +79,22 @@ def _tensors(values: dict[str, Any]) -> list[tuple[str, Tensor]]:
     return [(name, value) for name, value in values.items() if isinstance(value, Tensor)]
 
 
+def spare_cases(model: nn.Module, program: Program, inputs: Inputs) -> Iterator[Case]:
+    """At most SPARE more cases of random values at the example's lengths."""
+    example = flat_inputs(program, inputs)
+    tables = {name: _rows_indexed(program, name) for name, _ in _tensors(example)}
+    for number in range(1, SPARE + 1):
+        generator = torch.Generator().manual_seed(SEED + number)
+        values = {
+            name: _random(value, list(value.shape), min(tables[name], default=None), generator)
+            for name, value in _tensors(example)
+        }
+        try:
+            yield _case(model, program, f"spare {number}", {**example, **values})
+        except InputError:
+            continue
+
+
 def _shapes(example: dict[str, Tensor], dims: dict[str, Dims]) -> Iterator[tuple[str, dict[str, list[int]]]]:
     """Shapes of all inputs with other lengths of the dynamic dimensions; the example's if there are none."""
     symbols = {name: [d if isinstance(d, str) else "" for d in lengths] for name, lengths in dims.items()}
@@ -110,8 +133,8 @@ def _case(model: nn.Module, program: Program, name: str, values: dict[str, Tenso
         outputs = [leaf for leaf in pytree.tree_leaves(call(model, program, values)) if leaf is not None]
     return Case(
         name,
-        {key: value.detach().cpu().numpy() for key, value in values.items()},
-        [torch.as_tensor(output).detach().cpu().numpy() for output in outputs],
+        {key: array_of(value) for key, value in values.items()},
+        [array_of(output) for output in outputs],
     )
 
 

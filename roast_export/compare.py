@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roast_export.report import Check
+
+Array = NDArray[Any]
+Bound = NDArray[np.float64]
+"""The largest difference allowed for each element; infinite where rounding decides a whole number."""
 
 
 def compare_bits(runtime: str, name: str, case: str, expected: NDArray[Any], actual: NDArray[Any]) -> Check:
@@ -38,27 +43,65 @@ def _worst(expected: NDArray[Any], actual: NDArray[Any], differs: NDArray[np.boo
     return tuple(int(k) for k in np.unravel_index(place, differs.shape))
 
 
+@dataclass(frozen=True)
+class Limits:
+    """A bound that the user sets: atol + rtol * max|expected| for each output; whole numbers are equal."""
+
+    atol: float = 0.0
+    rtol: float = 0.0
+
+    def of(self, expected: Array) -> Bound:
+        exact = expected.dtype.kind in "biu"
+        size = np.abs(expected.astype(_wide(expected)))
+        largest = float(np.max(size[np.isfinite(size)], initial=0.0))
+        return np.full(expected.shape, 0.0 if exact else self.atol + self.rtol * largest)
+
+
 def compare_values(
-    runtime: str, name: str, case: str, expected: NDArray[Any], actual: NDArray[Any], atol: float, rtol: float
+    runtime: str, name: str, case: str, expected: Array, actual: Array, atol: float, rtol: float
 ) -> Check:
     """|actual - expected| <= atol + rtol * max|expected|; integers equal; NaN and infinity alike."""
+    return compare_within(runtime, name, case, expected, actual, Limits(atol, rtol).of(expected))
+
+
+def compare_within(runtime: str, name: str, case: str, expected: Array, actual: Array, bound: Bound) -> Check:
+    """|actual - expected| <= bound, element by element; NaN and infinity alike. The worst element is named.
+
+    bound: float64 of the shape of `expected`.
+    """
     if expected.shape != actual.shape or expected.dtype != actual.dtype:
         note = f"expected {expected.dtype}{list(expected.shape)}, found {actual.dtype}{list(actual.shape)}"
         return Check(runtime, "output", name, case, expected.size, False, note=note)
     if expected.size == 0:
         return Check(runtime, "output", name, case, 0, True)
-    exact = expected.dtype.kind not in "fc"
-    a, b = expected.astype(np.float64), actual.astype(np.float64)
-    finite = np.isfinite(a)
-    bound = 0.0 if exact else atol + rtol * float(np.max(np.abs(a[finite]), initial=0.0))
-    with np.errstate(invalid="ignore"):
-        difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
-    difference = np.where(np.isnan(difference), np.inf, difference)
-    index = tuple(int(k) for k in np.unravel_index(int(np.argmax(difference)), difference.shape))
+    a, b = expected.astype(_wide(expected)), actual.astype(_wide(expected))
+    with np.errstate(all="ignore"):
+        # Whole numbers beyond 2^53 may differ and be one float64.
+        apart = np.where(np.isfinite(a - b), np.maximum(np.abs(a - b), np.finfo(np.float64).tiny), np.inf)
+        difference = np.where((expected == actual) | (np.isnan(a) & np.isnan(b)), 0.0, apart)
+    index = _farthest(difference, bound)
     return Check(
-        runtime, "output", name, case, expected.size, bool(difference[index] <= bound), bound=bound,
-        index=index, expected=float(a[index]), actual=float(b[index]),
+        runtime, "output", name, case, expected.size, bool((difference <= bound).all()),
+        bound=float(bound[index]), index=index, expected=_real(a[index]), actual=_real(b[index]),
     )  # fmt: skip
+
+
+def _farthest(difference: NDArray[np.float64], bound: Bound) -> tuple[int, ...]:
+    """Where a difference is the largest in multiples of its bound; of several beyond any, the largest."""
+    with np.errstate(all="ignore"):
+        multiple = np.where((difference == 0) | np.isinf(bound), 0.0, difference / bound)
+    if np.isinf(multiple).any():
+        multiple = np.where(np.isinf(multiple), difference, -1.0)
+    return tuple(int(k) for k in np.unravel_index(int(np.argmax(multiple)), difference.shape))
+
+
+def _wide(values: Array) -> type[np.floating[Any]] | type[np.complexfloating[Any, Any]]:
+    return np.complex128 if values.dtype.kind == "c" else np.float64
+
+
+def _real(value: Any) -> float:
+    """What a report shows of a value: of a complex one the part that is not 0, or its size."""
+    return float(value.real if value.imag == 0 else abs(value))
 
 
 def failed(runtime: str, kind: str, name: str, case: str, error: BaseException) -> Check:

@@ -28,7 +28,7 @@ from roast_export.to_pt2 import write_pt2
 from roast_export.to_torchscript import write_torchscript
 from roast_export.trace import prepared
 from roast_export.truth import hold_to_module
-from roast_export.verify import ATOL, RTOL, Progress, complete, example_of, open_artifact, program_of, prove
+from roast_export.verify import Progress, complete, example_of, open_artifact, program_of, prove
 
 TARGETS = {
     "onnx": ".onnx",
@@ -145,7 +145,7 @@ def _write_onnx(program: ExportedProgram, options: OnnxOptions, target: Path, to
 
 
 def _unproved(model: nn.Module, program: Any, file: Artifact, inputs: Inputs | None) -> Report:
-    subject = Subject(model, program, file, layers_of(program), inputs or (), ATOL, RTOL)
+    subject = Subject(model, program, file, layers_of(program), inputs or ())
     complete(file, program, inputs if inputs is not None else example_of(program))
     report = describe(subject)
     report.checks.append(size_check(report))

@@ -20,8 +20,10 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
 from roast_export import torch_ops
+from roast_export.arrays import array_of, tensor_of
+from roast_export.bounds import measured_bounds
 from roast_export.cases import Case
-from roast_export.compare import compare_values, failed
+from roast_export.compare import Bound, compare_within, failed
 from roast_export.report import FIRST_DIFFERENCE, Check
 from roast_export.subject import Subject
 
@@ -37,6 +39,7 @@ class _Recorder(Interpreter):
         super().__init__(graph)
         self.names = names
         self.values: Values = {}
+        self.bounds: dict[str, Bound] = {}
         self.paths: dict[str, str] = {}
 
     def run_node(self, n: Node) -> Any:
@@ -44,7 +47,7 @@ class _Recorder(Interpreter):
         wanted = n.op == "call_function" and (self.names is None or n.name in self.names)
         if wanted and isinstance(value, torch.Tensor):
             stack = list((n.meta.get("nn_module_stack") or {}).values())
-            self.values[n.name] = value.detach().cpu().numpy()
+            self.values[n.name] = array_of(value)
             self.paths[n.name] = str(stack[-1][0]).replace(".virtual.", ".") if stack else ""
         return value
 
@@ -58,8 +61,8 @@ def first_difference(
         if recorder is None:
             return []
         actual = compute(recorder.values)
-        for name, expected in recorder.values.items():
-            found = _check(subject, runtime, case, expected, actual[name])
+        for name in recorder.values:
+            found = _check(recorder, name, runtime, case, actual[name])
             if not found.passed:
                 return [_named(found, recorder, name)]
     except Exception as error:
@@ -79,7 +82,7 @@ def first_absent(subject: Subject, runtime: str, case: Case, compute: Callable[[
         nearest = {
             name: min(
                 (
-                    _check(subject, runtime, case, expected, value.reshape(expected.shape))
+                    _check(recorder, name, runtime, case, value.reshape(expected.shape))
                     for value in by_size.get(expected.size, [])
                     if value.dtype == expected.dtype
                 ),
@@ -121,14 +124,26 @@ def graph_values(program: ExportedProgram, feeds: list[torch.Tensor], names: set
 def _recorded(subject: Subject, case: Case, names: set[str] | None) -> _Recorder | None:
     if not isinstance(subject.program, ExportedProgram):
         return None
-    recorder = _Recorder(subject.program.module(check_guards=False), names)
+    graph = subject.program.module(check_guards=False)
+    recorder = _Recorder(graph, names)
+    feeds = {str(k): value for k, value in enumerate(case.feeds.values())}
     with torch.no_grad(), torch_ops.without_library():
-        recorder.run(*(torch.from_numpy(value) for value in case.feeds.values()))
+        recorder.run(*map(tensor_of, feeds.values()))
+    if subject.limits is not None:
+        recorder.bounds = {name: subject.limits.of(value) for name, value in recorder.values.items()}
+        return recorder
+
+    def values(inputs: dict[str, torch.Tensor]) -> list[NDArray[Any]]:
+        other = _Recorder(graph, names)
+        other.run(*inputs.values())
+        return list(other.values.values())
+
+    recorder.bounds = dict(zip(recorder.values, measured_bounds(graph, feeds, values), strict=True))
     return recorder
 
 
-def _check(subject: Subject, runtime: str, case: Case, expected: NDArray[Any], actual: NDArray[Any]) -> Check:
-    return compare_values(runtime, "", case.name, expected, actual, subject.atol, subject.rtol)
+def _check(recorder: _Recorder, name: str, runtime: str, case: Case, actual: NDArray[Any]) -> Check:
+    return compare_within(runtime, "", case.name, recorder.values[name], actual, recorder.bounds[name])
 
 
 def _named(check: Check, recorder: _Recorder, name: str) -> Check:

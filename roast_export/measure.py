@@ -128,7 +128,24 @@ def _open_onnx(request: dict[str, Any]) -> Run:
     session = ort.InferenceSession(
         request["path"], options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
     )
-    return lambda feeds: session.run(None, feeds)
+    if not any("bfloat16" in value.type for value in [*session.get_inputs(), *session.get_outputs()]):
+        return lambda feeds: session.run(None, feeds)
+    # numpy has no bfloat16; 16 is its number in ONNX.
+    make = ort.OrtValue.ortvalue_from_numpy
+    make_bfloat16 = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
+    return lambda feeds: session.run_with_ort_values(
+        None,
+        {n: make_bfloat16(v.view("u2"), 16) if v.dtype.kind == "V" else make(v) for n, v in feeds.items()},
+    )
+
+
+def _tensor(value: Any) -> Any:
+    """What numpy.load gives, as a tensor; of bfloat16 it knows the size only."""
+    import torch
+
+    if value.dtype.kind == "V":
+        return torch.from_numpy(value.view("u2")).view(torch.bfloat16)
+    return torch.from_numpy(value)
 
 
 def _open_torch(request: dict[str, Any]) -> Run:
@@ -148,7 +165,7 @@ def _open_torch(request: dict[str, Any]) -> Run:
 
     def run(feeds: dict[str, Any]) -> Any:
         with torch.no_grad():
-            return module(*(torch.from_numpy(value) for value in feeds.values()))
+            return module(*map(_tensor, feeds.values()))
 
     return run
 
@@ -161,7 +178,7 @@ def _open_pt2(path: str) -> Run:
     module, spec = program.module(check_guards=False), program.call_spec.in_spec
 
     def run(feeds: dict[str, Any]) -> Any:
-        values = [torch.from_numpy(value) for value in feeds.values()]
+        values = [_tensor(value) for value in feeds.values()]
         args, kwargs = torch.utils._pytree.tree_unflatten(values, spec)
         with torch.no_grad():
             return module(*args, **kwargs)
@@ -172,7 +189,6 @@ def _open_pt2(path: str) -> Run:
 def _open_executorch(request: dict[str, Any]) -> Run:
     import ctypes
 
-    import torch
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
@@ -180,7 +196,7 @@ def _open_executorch(request: dict[str, Any]) -> Run:
     if request["library"]:
         ctypes.CDLL(request["library"])
     method = Runtime.get().load_program(request["path"]).load_method("forward")
-    return lambda feeds: method.execute([torch.from_numpy(value) for value in feeds.values()])
+    return lambda feeds: method.execute([_tensor(value) for value in feeds.values()])
 
 
 _OPENERS = {"onnx": ("onnxruntime", _open_onnx), "executorch": ("executorch.runtime", _open_executorch)}

@@ -109,11 +109,12 @@ class CheckGroup:
 
     @property
     def worst(self) -> Check:
-        """A failed check if there is one, then the largest difference; NaN is worse than any."""
+        """A failed check if there is one, then the largest multiple of the bound; NaN is worse than any."""
 
-        def badness(check: Check) -> tuple[bool, float]:
+        def badness(check: Check) -> tuple[bool, float, float]:
             unknown = 0.0 if check.passed else math.inf
-            return not check.passed, unknown if math.isnan(check.difference) else check.difference
+            difference = unknown if math.isnan(check.difference) else check.difference
+            return not check.passed, difference / check.bound if check.bound else difference, difference
 
         return max(self.checks, key=badness)
 

@@ -9,9 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-
+from roast_export.arrays import array_of, tensor_of
 from roast_export.built import build_folder, missing
 from roast_export.errors import RoastError
 from roast_export.runtimes import Array, Runtime
@@ -63,13 +61,13 @@ def _open(path: str | bytes) -> Run:
         raise RoastError(f"executorch cannot load the file: {error}") from error
 
     def run(inputs: dict[str, Array]) -> list[Array]:
-        tensors = [torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()]
+        tensors = [tensor_of(value) for value in inputs.values()]
         try:
             with _silence():
                 outputs = method.execute(tensors)
         except Exception as error:
             raise RoastError(f"executorch cannot run the file: {error}") from error
-        return [output.numpy() for output in outputs]
+        return [array_of(output) for output in outputs]
 
     return run
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 
 from roast_export.errors import RoastError
@@ -39,6 +42,9 @@ def run_all(run: Run, sets: Sequence[dict[str, Array]]) -> list[list[Array]]:
     """The outputs of every set of inputs."""
     return run.all_of(sets) if isinstance(run, ProcessRun) else [run(inputs) for inputs in sets]
 
+
+BFLOAT16_IN_ONNX = 16
+"""TensorProto.BFLOAT16."""
 
 DISABLE_FOLDING = "optimization.disable_specified_optimizers"
 """Session entry; set to "ConstantFolding" it keeps virtual weights virtual without the library."""
@@ -183,8 +189,36 @@ def _session(model: str | bytes, *, native: bool = False, fold: bool = True) -> 
         _register(options)
     if not fold:
         options.add_session_config_entry(DISABLE_FOLDING, "ConstantFolding")
-    session = onnxruntime.InferenceSession(model, options, **_with_provider({}))
-    return lambda inputs: list(session.run(None, inputs))
+    return runner(onnxruntime.InferenceSession(model, options, **_with_provider({})))
+
+
+def runner(session: onnxruntime.InferenceSession) -> Run:
+    """A function from named arrays to all outputs. onnxruntime gives no numpy arrays of bfloat16."""
+    import onnxruntime
+
+    if not any("bfloat16" in value.type for value in [*session.get_inputs(), *session.get_outputs()]):
+        return lambda inputs: list(session.run(None, inputs))
+    plain, typed = (
+        onnxruntime.OrtValue.ortvalue_from_numpy,
+        onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type,
+    )
+
+    def value_of(array: Array) -> onnxruntime.OrtValue:
+        array = np.ascontiguousarray(array)
+        return typed(array.view(np.uint16), BFLOAT16_IN_ONNX) if array.dtype == bfloat16 else plain(array)
+
+    def array_of(value: onnxruntime.OrtValue) -> Array:
+        if "bfloat16" not in value.data_type():
+            return np.asarray(value.numpy())
+        shape = value.shape()
+        words = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
+        return np.asarray(np.array(words, np.uint16).view(bfloat16).reshape(shape))
+
+    def run(inputs: dict[str, Array]) -> list[Array]:
+        values = {name: value_of(array) for name, array in inputs.items()}
+        return [array_of(value) for value in session.run_with_ort_values(None, values)]
+
+    return run
 
 
 def _open_native(model: str | bytes) -> Run:
@@ -206,8 +240,7 @@ def open_unoptimised(model: str | bytes) -> Run:
     options = onnxruntime.SessionOptions()
     _quiet(options)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model, options, **_with_provider({}))
-    return lambda inputs: list(session.run(None, inputs))
+    return runner(onnxruntime.InferenceSession(model, options, **_with_provider({})))
 
 
 def _open_reference(model: str | bytes) -> Run:

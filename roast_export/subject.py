@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from roast_export.artifact import Artifact
+from roast_export.compare import Limits
 from roast_export.program import Inputs, Program, VirtualLayer
 
 
@@ -19,8 +20,8 @@ class Subject:
     file: Artifact
     layers: list[VirtualLayer]
     inputs: Inputs
-    atol: float
-    rtol: float
+    limits: Limits | None = None
+    """The bound on outputs that the user sets; without one it is measured (bounds.py)."""
 
     @property
     def virtual_elements(self) -> int:

@@ -13,12 +13,14 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from roast_export import bundle, torch_ops
+from roast_export.arrays import array_of
+from roast_export.bounds import largest, output_bounds
 from roast_export.errors import ExportError
 from roast_export.export import export
 from roast_export.program import Inputs, call, evaluation, flat_inputs, output_names
 from roast_export.report import Report
 from roast_export.trace import prepared
-from roast_export.verify import ATOL, RTOL, Progress, example_of, program_of
+from roast_export.verify import Progress, example_of, program_of
 
 
 def export_bundle(
@@ -58,12 +60,12 @@ def export_bundle(
             program = program_of(model, example, dynamic_shapes)
             values = flat_inputs(program, example or example_of(program))
             leaves = pytree.tree_leaves(call(model, program, values))
-        inputs = {name: value.numpy() for name, value in values.items()}
-        outputs = {
-            name: torch.as_tensor(leaf).numpy()
-            for name, leaf in zip(output_names(program), leaves, strict=True)
-        }
-        bundle.write(source, platform, filled, inputs=inputs, outputs=outputs, atol=ATOL, rtol=RTOL)
+            inputs = {name: array_of(value) for name, value in values.items()}
+            names = output_names(program)
+            measured = output_bounds(model, program, inputs)
+        outputs = {name: array_of(leaf) for name, leaf in zip(names, leaves, strict=True)}
+        bounds = {name: largest(bound) for name, bound in zip(names, measured, strict=True)}
+        bundle.write(source, platform, filled, inputs=inputs, outputs=outputs, bounds=bounds)
         if folder.exists():
             folder.rmdir()
         shutil.move(filled, folder)

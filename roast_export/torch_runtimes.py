@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from roast_export import torch_ops
+from roast_export.arrays import array_of, tensor_of
 from roast_export.errors import RoastError
 from roast_export.libraries import torch_library_path
 from roast_export.program import quiet
@@ -88,7 +88,7 @@ def run_on(module: Callable[..., Any], spec: Any = None) -> Run:
     """A function from named arrays to all outputs. spec: how the traced call took its arguments."""
 
     def run(inputs: dict[str, Array]) -> list[Array]:
-        values = [torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()]
+        values = [tensor_of(value) for value in inputs.values()]
         with torch.no_grad():
             if spec is None:
                 outputs = module(*values)
@@ -96,7 +96,7 @@ def run_on(module: Callable[..., Any], spec: Any = None) -> Run:
                 args, kwargs = pytree.tree_unflatten(values, spec)
                 outputs = module(*args, **kwargs)
         leaves = pytree.tree_leaves(outputs)
-        return [torch.as_tensor(leaf).detach().numpy() for leaf in leaves if _is_output(leaf)]
+        return [array_of(leaf) for leaf in leaves if _is_output(leaf)]
 
     return run
 

@@ -1,7 +1,7 @@
 """The proof: an exported file against the PyTorch model, in every runtime at hand.
 
 Two classes of exactness, never mixed. Gathered weights and stored parameters: equal bits. Outputs:
-|y - y_torch| <= atol + rtol * max|y_torch|, because runtimes add in other orders.
+within a bound that is measured (bounds.py), because runtimes add in other orders.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,18 @@ from torch.utils import _pytree as pytree
 from roast_export import gate, pte_file
 from roast_export.all_runtimes import all_runtimes, optional_runtimes
 from roast_export.aoti_file import open_aoti_file
+from roast_export.arrays import array_of
 from roast_export.artifact import Artifact, expected_layer
 from roast_export.calls import facts_of
-from roast_export.cases import Case, cases_for
-from roast_export.compare import compare_values, failed
+from roast_export.compare import Limits, failed
 from roast_export.errors import ExportError, InputError, RoastError
 from roast_export.mapping import Mapping
 from roast_export.measure import measure
 from roast_export.note import read_note
 from roast_export.onnx_file import open_onnx
 from roast_export.ort_file import open_ort
+from roast_export.outputs import output_checks
 from roast_export.program import (
-    Dims,
     Inputs,
     LoadedProgram,
     Program,
@@ -46,7 +46,7 @@ from roast_export.program import (
 )
 from roast_export.pt2_file import open_pt2_file
 from roast_export.report import Check, Report
-from roast_export.runtimes import Run, Runtime
+from roast_export.runtimes import Runtime
 from roast_export.script_code import script_runs_code
 from roast_export.script_file import open_script_file
 from roast_export.source import source_of
@@ -58,14 +58,6 @@ from roast_export.untraced import untraced
 
 Progress = Callable[[str, int, int], None]
 """Called with a step's name, how much of it is done, and how much there is."""
-
-ATOL = 1e-5
-RTOL = 1e-5
-"""About 80 float32 roundings of the largest output; the samples stay at least 7 times below it."""
-
-
-FEWEST_LENGTHS = 3
-"""Lengths of the dynamic dimensions, beside the example's, below which the report warns."""
 
 
 def verify(
@@ -86,7 +78,8 @@ def verify(
     runtimes: names to use ("onnxruntime native", ...); "all"; default: those of
         onnxruntime, onnx and torch that fit the model's size.
     require: names of runtimes that must take part, beside the others; one that cannot is a failure.
-    atol, rtol: the bound on outputs; default ATOL, RTOL.
+    atol, rtol: the bound on outputs is atol + rtol * max|y|, and one that is not given counts as 0;
+        without either it is measured for each output (bounds.py).
     trust: the file comes from someone you trust with running code on this machine.
 
     Raises:
@@ -198,8 +191,7 @@ def prove(
         file=file,
         layers=layers_of(program),
         inputs=inputs,
-        atol=ATOL if atol is None else atol,
-        rtol=RTOL if rtol is None else rtol,
+        limits=None if atol is None and rtol is None else Limits(atol or 0.0, rtol or 0.0),
     )
     report = gate.describe(subject)
     report.warnings += facts_of(model)
@@ -244,53 +236,9 @@ def _weight(layer: VirtualLayer) -> tuple[str, Mapping, float]:
     return layer.array, layer.mapping, layer.scale
 
 
-def output_checks(subject: Subject, usable: list[Runtime], report: Report, tell: Progress) -> list[Check]:
-    """Every output on every case in every runtime; on a mismatch, the first layer that differs."""
-    checks: list[Check] = []
-    file = subject.file
-    dims = {name: lengths for name, (_, lengths) in file.inputs.items()}
-    wrong = _wrong_inputs(subject, dims)
-    if wrong is not None:
-        return [failed("file", "output", "inputs", "names and shapes", RoastError(wrong))]
-    cases = list(cases_for(subject.model, subject.program, subject.inputs, dims))
-    dynamic = any(isinstance(length, str) for lengths in dims.values() for length in lengths)
-    lengths = sum(case.name.startswith("random ") for case in cases)
-    if dynamic and lengths < FEWEST_LENGTHS:
-        report.warnings.append(f"the model ran at only {lengths} other lengths of its dynamic dimensions")
-    total = len(usable) * len(cases)
-    for number, runtime in enumerate(usable):
-        try:
-            run = runtime.open(str(file.path))
-        except Exception as error:
-            checks.append(failed(runtime.name, "output", "all outputs", "open", error))
-            continue
-        for done, case in enumerate(cases):
-            tell(f"outputs in {runtime.name}", number * len(cases) + done, total)
-            found = list(_run_case(subject, runtime, run, case, report))
-            checks += found
-            if any(not check.passed for check in found):
-                checks += file.first_difference(subject, runtime, case)
-                break
-    tell("outputs", total, total)
-    return checks
-
-
-def _wrong_inputs(subject: Subject, dims: dict[str, Dims]) -> str | None:
-    """What the file says of its inputs that cannot be true of the model."""
-    example = flat_inputs(subject.program, subject.inputs)
-    for name, lengths in dims.items():
-        if name not in example:
-            return f"the file has an input {name!r}; the model takes {', '.join(example)}"
-        if len(lengths) != example[name].dim():
-            return (
-                f"the file's input {name!r} has {len(lengths)} dimensions, the model's {example[name].dim()}"
-            )
-    return None
-
-
 def _measure(subject: Subject, usable: list[Runtime], report: Report, tell: Progress) -> None:
     """What loading and running the file costs in a fresh process. A cost that cannot be read is a warning."""
-    feeds = {name: value.numpy() for name, value in flat_inputs(subject.program, subject.inputs).items()}
+    feeds = {name: array_of(value) for name, value in flat_inputs(subject.program, subject.inputs).items()}
     wanted = subject.file.measured(usable)
     for done, (label, options) in enumerate(wanted):
         tell("measure", done, len(wanted))
@@ -299,28 +247,6 @@ def _measure(subject: Subject, usable: list[Runtime], report: Report, tell: Prog
         except RoastError as error:
             report.warnings.append(str(error))
     tell("measure", len(wanted), len(wanted))
-
-
-def _run_case(subject: Subject, runtime: Runtime, run: Run, case: Case, report: Report) -> Iterator[Check]:
-    feeds = {name: case.feeds[name] for name in subject.file.inputs}
-    try:
-        outputs = run(feeds)
-    except Exception as error:
-        if not runtime.complete:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            report.skipped.setdefault(runtime.name, f"it cannot run this model: {reason[:100]}")
-            return
-        yield failed(runtime.name, "output", "all outputs", case.name, error)
-        return
-    names = subject.file.outputs
-    if not len(names) == len(case.expected) == len(outputs):
-        counts = (
-            f"the model gives {len(case.expected)} outputs, the file {len(outputs)} and names {len(names)}"
-        )
-        yield failed(runtime.name, "output", "all outputs", case.name, RoastError(counts))
-        return
-    for name, expected, actual in zip(names, case.expected, outputs, strict=True):
-        yield compare_values(runtime.name, name, case.name, expected, actual, subject.atol, subject.rtol)
 
 
 def _usable(

@@ -1,0 +1,143 @@
+"""How far outputs may be from PyTorch's in another runtime: as far as rounding takes them, measured.
+
+A model runs a few times more under Rounding. The bound of an element is what these runs differ by, there or
+in its neighbourhood, and one unit in the last place of the output's own type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from roast_export.arrays import array_of, tensor_of
+from roast_export.compare import Array, Bound
+from roast_export.program import Program, call
+from roast_export.rounding import Rounding
+
+SEEDS = (1, 2)
+"""Each gives two runs, in opposite directions."""
+
+FACTOR = 4.0
+"""Bound over measured difference."""
+
+DEGENERATE = 0.1
+"""A bound above this share of an output's RMS proves nothing about the element."""
+
+
+FEWEST = 8
+"""Elements of a row or a channel below which they say too little about it."""
+
+
+def output_bounds(model: nn.Module, program: Program, feeds: dict[str, Array]) -> list[Bound]:
+    """The bound of each output of the model on these inputs, by name.
+
+    Raises:
+        InputError: the model does not run on them.
+    """
+
+    def run(values: dict[str, Tensor]) -> list[Array]:
+        leaves = pytree.tree_leaves(call(model, program, values))
+        return [array_of(leaf) for leaf in leaves if leaf is not None]
+
+    return measured_bounds(model, feeds, run)
+
+
+def measured_bounds(
+    model: nn.Module, feeds: dict[str, Array], run: Callable[[dict[str, Tensor]], list[Array]]
+) -> list[Bound]:
+    """The bound of each value that `run` gives for these inputs. Buffers of `model` are left as they are."""
+    runs = []
+    with _kept_state(model), torch.random.fork_rng(devices=[]), torch.no_grad():
+        for seed in SEEDS:
+            for sign in (1, -1):
+                mode = Rounding(seed, sign)
+                values = {name: mode.moved(tensor_of(value)) for name, value in feeds.items()}
+                with mode:
+                    runs.append(run(values))
+    return [bound_of(list(found)) for found in zip(*runs, strict=True)]
+
+
+def bound_of(runs: list[Array]) -> Bound:
+    """The bound of one output from what several runs gave for it; all of one shape and type."""
+    if any(run.shape != runs[0].shape for run in runs):
+        # The shape follows from values that rounding decides.
+        return np.full(runs[0].shape, np.inf)
+    if runs[0].dtype.kind in "biu":
+        return np.where(np.any([run != runs[0] for run in runs], axis=0), np.inf, 0.0)
+    wide = np.stack([run.astype(np.complex128 if run.dtype.kind == "c" else np.float64) for run in runs])
+    with np.errstate(all="ignore"):
+        spread = np.max([np.abs(one - other) for one in wide for other in wide], axis=0)
+    spread = np.where(np.any(wide != wide[0], axis=0), spread, 0.0)
+    alike = np.all(np.isnan(wide), axis=0)
+    spread = np.where(alike, 0.0, np.where(np.isnan(spread), np.inf, spread))
+    size = np.max(np.abs(np.where(np.isfinite(wide), wide, 0.0)), axis=0)
+    eps, least = _places(runs[0])
+    last_place = eps * size + least
+    return np.asarray(FACTOR * np.maximum(spread, neighbourhood(spread)) + last_place, np.float64)
+
+
+def neighbourhood(spread: Bound) -> Bound:
+    """What is usual at each element's place along every axis: the product of the axes' profiles.
+
+    A few runs may agree at an element by chance. Its row, its channel and its position tell how much they
+    differ around it, and unlike the mean of everything they keep apart what is of different scales.
+    """
+    finite = np.where(np.isfinite(spread), spread, 0.0) ** 2
+    mean = float(finite.mean()) if finite.size else 0.0
+    found = np.full(spread.shape, mean)
+    if mean == 0.0:
+        return found
+    for axis in range(spread.ndim):
+        others = tuple(k for k in range(spread.ndim) if k != axis)
+        if finite.size // max(1, spread.shape[axis]) >= FEWEST:
+            found = found * (finite.mean(axis=others, keepdims=True) / mean)
+    return np.asarray(np.sqrt(found), np.float64)
+
+
+def proves(bound: Bound, expected: Array) -> bool:
+    """Whether a comparison within the bound tells right from wrong for at least half of the elements.
+
+    It does not where the model amplifies rounding without limit, say by the normalisation of a constant.
+    """
+    if expected.dtype.kind in "biu":
+        return float(np.mean(np.isinf(bound))) < 0.5
+    least = 2 * _places(expected)[1]
+    return float(np.mean(bound > max(DEGENERATE * size_of(expected), least))) < 0.5
+
+
+def largest(bound: Bound) -> float:
+    """The largest finite bound of any element."""
+    return float(np.max(bound, where=np.isfinite(bound), initial=0.0))
+
+
+def size_of(values: Array) -> float:
+    """The root mean square of what is finite."""
+    size = np.abs(values.astype(np.complex128 if values.dtype.kind == "c" else np.float64))
+    return float(np.sqrt(np.mean(np.where(np.isfinite(size), size, 0.0) ** 2))) if size.size else 0.0
+
+
+def _places(values: Array) -> tuple[float, float]:
+    """Of an array's type: the distance from 1 to the next number, and the smallest of full precision."""
+    if values.dtype.kind == "c":
+        values = values.real
+    kind = ml_dtypes.finfo(values.dtype)  # type: ignore[no-untyped-call]
+    return float(kind.eps), float(kind.smallest_normal)
+
+
+@contextmanager
+def _kept_state(model: nn.Module) -> Iterator[None]:
+    """Buffers that forward writes to are as before afterwards."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

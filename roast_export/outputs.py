@@ -1,0 +1,92 @@
+"""The outputs of an exported file against PyTorch's, on every case, in every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from roast_export.artifact import Tell
+from roast_export.case_bounds import bounded
+from roast_export.cases import Case, cases_for, spare_cases
+from roast_export.compare import compare_within, failed
+from roast_export.errors import RoastError
+from roast_export.program import Dims, flat_inputs
+from roast_export.report import Check, Report
+from roast_export.runtimes import Run, Runtime
+from roast_export.subject import Subject
+
+FEWEST_LENGTHS = 3
+"""Lengths of the dynamic dimensions, beside the example's, below which the report warns."""
+
+
+def output_checks(subject: Subject, usable: list[Runtime], report: Report, tell: Tell) -> list[Check]:
+    """Every output on every case in every runtime; on a mismatch, the first layer that differs."""
+    file = subject.file
+    dims = {name: lengths for name, (_, lengths) in file.inputs.items()}
+    wrong = _wrong_inputs(subject, dims)
+    if wrong is not None:
+        return [failed("file", "output", "inputs", "names and shapes", RoastError(wrong))]
+    made = list(cases_for(subject.model, subject.program, subject.inputs, dims))
+    dynamic = any(isinstance(length, str) for lengths in dims.values() for length in lengths)
+    lengths = sum(case.name.startswith("random ") for case in made)
+    if dynamic and lengths < FEWEST_LENGTHS:
+        report.warnings.append(f"the model ran at only {lengths} other lengths of its dynamic dimensions")
+    spare = spare_cases(subject.model, subject.program, subject.inputs)
+    cases, checks = bounded(subject, made, spare, report.warnings, tell)
+    for number, runtime in enumerate(usable):
+        tell(f"outputs in {runtime.name}", number, len(usable))
+        checks += _runtime_checks(subject, runtime, cases, report, tell)
+    tell("outputs", 1, 1)
+    return checks
+
+
+def _runtime_checks(
+    subject: Subject, runtime: Runtime, cases: list[Case], report: Report, tell: Tell
+) -> list[Check]:
+    try:
+        run = runtime.open(str(subject.file.path))
+    except Exception as error:
+        return [failed(runtime.name, "output", "all outputs", "open", error)]
+    checks: list[Check] = []
+    for done, case in enumerate(cases):
+        tell(f"outputs in {runtime.name}", done, len(cases))
+        found = list(_run_case(subject, runtime, run, case, report))
+        checks += found
+        if any(not check.passed for check in found):
+            return checks + subject.file.first_difference(subject, runtime, case)
+    return checks
+
+
+def _run_case(subject: Subject, runtime: Runtime, run: Run, case: Case, report: Report) -> Iterator[Check]:
+    feeds = {name: case.feeds[name] for name in subject.file.inputs}
+    try:
+        outputs = run(feeds)
+    except Exception as error:
+        if not runtime.complete:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            report.skipped.setdefault(runtime.name, f"it cannot run this model: {reason[:100]}")
+            return
+        yield failed(runtime.name, "output", "all outputs", case.name, error)
+        return
+    names = subject.file.outputs
+    if not len(names) == len(case.expected) == len(outputs):
+        counts = (
+            f"the model gives {len(case.expected)} outputs, the file {len(outputs)} and names {len(names)}"
+        )
+        yield failed(runtime.name, "output", "all outputs", case.name, RoastError(counts))
+        return
+    for name, expected, actual, bound in zip(names, case.expected, outputs, case.bounds, strict=True):
+        if bound is not None:
+            yield compare_within(runtime.name, name, case.name, expected, actual, bound)
+
+
+def _wrong_inputs(subject: Subject, dims: dict[str, Dims]) -> str | None:
+    """What the file says of its inputs that cannot be true of the model."""
+    example = flat_inputs(subject.program, subject.inputs)
+    for name, lengths in dims.items():
+        if name not in example:
+            return f"the file has an input {name!r}; the model takes {', '.join(example)}"
+        if len(lengths) != example[name].dim():
+            return (
+                f"the file's input {name!r} has {len(lengths)} dimensions, the model's {example[name].dim()}"
+            )
+    return None

@@ -1,0 +1,131 @@
+"""A run in which every operator rounds worse than it does: it shows how far a model amplifies rounding.
+
+Other runtimes add in other orders and approximate exp, tanh and erf by other polynomials. Under `Rounding`
+each result of an operator is moved at random by a few units in its last place, as in Monte Carlo arithmetic
+(D. S. Parker, UCLA CSD-970002, 1997). Two such runs differ by what two runtimes may.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ROUNDINGS = 8
+"""Roundings (half a unit in the last place) by which a float32 or float64 result moves at most.
+
+A sum of a few hundred products, and the polynomials of runtimes, are off by about so much.
+"""
+
+HALF_ROUNDINGS = 2
+"""The same for float16 and bfloat16, whose results are computed in float32 and rounded once."""
+
+SUMS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "linear": 0, "convolution": 1}
+"""Sums of products, with the argument whose size tells how many terms each has."""
+
+USUAL_TERMS = 256
+"""Terms up to which a sum is off by ROUNDINGS; beyond them the error grows as a random walk does."""
+
+LARGEST_WHOLE = 1 << 16
+"""Whole numbers up to this are taken for counts, ids and masks."""
+
+BOUNDED = frozenset({"sigmoid", "erf", "erfc", "log_sigmoid_forward"})
+"""Functions that runtimes compute to within roundings of 1, also where the result is small."""
+
+OF_INPUT = frozenset({"gelu", "silu", "mish", "celu", "elu", "hardswish"})
+"""Products of the input and a bounded function: runtimes are off by roundings of the input."""
+
+EXACT = {
+    "_reshape_alias", "_to_copy", "_unsafe_index", "_unsafe_view", "abs", "adaptive_max_pool1d",
+    "adaptive_max_pool2d", "alias", "amax", "amin", "arange", "argsort", "as_strided", "cat", "ceil",
+    "clamp", "clamp_max", "clamp_min", "clone", "constant_pad_nd", "contiguous", "copy", "cummax",
+    "cummin", "detach", "diagonal", "embedding", "empty", "empty_like", "expand", "eye", "fill",
+    "flatten", "flip", "floor", "full", "full_like", "gather", "hardtanh", "im2col", "index", "index_put",
+    "index_select", "lift", "lift_fresh", "lift_fresh_copy", "masked_fill", "masked_scatter", "max",
+    "max_pool1d", "max_pool2d", "max_pool2d_with_indices", "max_pool3d", "max_pool3d_with_indices",
+    "maximum", "min", "minimum", "mode", "narrow", "neg", "new_empty", "new_full", "new_ones",
+    "new_zeros", "nonzero", "one_hot", "ones", "ones_like", "pad", "permute", "pixel_shuffle",
+    "pixel_unshuffle", "rand", "randn", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
+    "relu", "relu6", "repeat", "repeat_interleave", "replication_pad1d", "replication_pad2d",
+    "replication_pad3d", "reshape", "roll", "round", "scalar_tensor", "scatter", "select",
+    "select_scatter", "sgn", "sign", "slice", "slice_scatter", "sort", "split", "squeeze", "stack", "t",
+    "threshold", "to", "topk", "transpose", "tril", "triu", "trunc", "unbind", "unfold", "unsqueeze",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "view", "where", "zero", "zeros",
+    "zeros_like",
+}  # fmt: skip
+"""Operators that move values or choose among them: every runtime gives the same bits."""
+
+
+class Rounding(TorchDispatchMode):
+    """Moves each float result of an operator by at most ROUNDINGS roundings.
+
+    seed: of the random numbers.
+    sign: 1 or -1. Two runs of one seed and both signs move in opposite directions, so that one of them
+        crosses every threshold that is near.
+    """
+
+    def __init__(self, seed: int, sign: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator = torch.Generator().manual_seed(seed)
+        self.sign = sign
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = str(func.overloadpacket.__name__)
+        mutates = bool(func._schema.is_mutable)
+        if func.is_view or (name.rstrip("_") if mutates else name) in EXACT:
+            return result
+        if mutates:
+            for value in pytree.tree_leaves(result):
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    value.copy_(self.moved(value))
+            return result
+        floor, more = _floor(name, args), _accumulated(name, args)
+        return pytree.tree_map_only(Tensor, lambda value: self.moved(value, floor, more), result)
+
+    def moved(self, value: Tensor, floor: Tensor | float = 0.0, more: float = 1.0) -> Tensor:
+        """`value` with each element moved. Whole numbers and numbers of few digits stay.
+
+        floor: the size below which an element counts as that large.
+        more: how many times as far as usual.
+        """
+        if not value.is_floating_point() or value.numel() == 0 or value.dtype.itemsize < 2:
+            return value
+        half = value.dtype.itemsize == 2
+        unit = (HALF_ROUNDINGS if half else ROUNDINGS * more) * torch.finfo(value.dtype).eps / 2
+        wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+        noise = torch.empty(value.shape, dtype=wide)
+        noise.uniform_(-unit, unit, generator=self.generator).mul_(self.sign)
+        size = value.abs() if isinstance(floor, float) and floor == 0.0 else value.abs().clamp(min=floor)
+        moved = (value + noise * size).to(value.dtype)
+        return torch.where(_few_digits(value), value, moved)
+
+
+def _floor(name: str, args: Any) -> Tensor | float:
+    """The size below which a result of an operator counts as that large."""
+    if name in OF_INPUT and isinstance(args[0], Tensor):
+        return args[0].abs()
+    return float(name in BOUNDED)
+
+
+def _accumulated(name: str, args: Any) -> float:
+    """How many times as far off as usual a long sum is."""
+    if name not in SUMS:
+        return 1.0
+    tensor = args[SUMS[name]]
+    terms = tensor[0].numel() if name == "convolution" else tensor.shape[-1]
+    return max(1.0, math.sqrt(terms / USUAL_TERMS))
+
+
+def _few_digits(value: Tensor) -> Tensor:
+    """Where a number is whole or has at most half of the digits of its type: it is no result of rounding."""
+    whole = (value == value.round()) & (value.abs() <= LARGEST_WHOLE)
+    if value.dtype == torch.float32:
+        whole |= value.contiguous().view(torch.int32) & 0xFFF == 0
+    elif value.dtype == torch.float64:
+        whole |= value.contiguous().view(torch.int64) & 0x3FFFFFF == 0
+    return whole | ~torch.isfinite(value)
