@@ -87,10 +87,11 @@ def _variation(values: list[Array]) -> float:
     if len({row.shape[1:] for row in rows}) > 1:
         last = {row.shape[-1] for row in rows}
         rows = [row.reshape(-1, row.shape[-1] if len(last) == 1 else 1) for row in rows]
-    every = np.concatenate(rows).astype(np.float64)
+    every = np.concatenate(rows)
+    every = np.abs(every) if every.dtype.kind == "c" else every.astype(np.float64)
     every = np.where(np.isfinite(every), every, np.nan)
-    with np.errstate(all="ignore"):
-        return float(np.nan_to_num(np.nanmax(np.nanmax(every, axis=0) - np.nanmin(every, axis=0))))
+    apart = np.fmax.reduce(every, axis=0) - np.fmin.reduce(every, axis=0)
+    return float(np.nanmax(apart, initial=0.0))
 
 
 def _usual(bound: Bound) -> float:
