@@ -13,6 +13,7 @@ from roast_export.bundle import PLATFORMS
 from roast_export.cli_command import RoastCommand
 from roast_export.cli_folder import check_options, compress_into, export_folder, part_for, task_option
 from roast_export.cli_options import (
+    bound_options,
     check_output,
     check_report,
     debug_option,
@@ -76,6 +77,7 @@ from roast_export.verify_all import verify_all
 )
 @click.option("--delegate", type=click.Choice(["xnnpack"]), help="Runs what is not virtual (executorch).")
 @click.option("--no-verify", is_flag=True, help="Put the file in place without the proof.")
+@bound_options
 @click.option(
     "--bundle",
     type=click.Choice(list(PLATFORMS)),
@@ -109,10 +111,14 @@ def export_command(
     portable: bool,
     delegate: Literal["xnnpack"] | None,
     no_verify: bool,
+    atol: float | None,
+    rtol: float | None,
     bundle: str | None,
     report_path: Path | None,
 ) -> None:
     """Export MODEL and prove the file equal to PyTorch before it is put in place."""
+    if no_verify and (atol is not None or rtol is not None):
+        raise InputError("--atol and --rtol are the bounds of the proof; leave them or --no-verify out")
     own = (to, weights, portable, delegate, no_verify) != ("onnx", "virtual", False, None, False)
     if bundle is not None and own:
         rest = "--to, --weights, --portable, --delegate, --no-verify"
@@ -125,6 +131,8 @@ def export_command(
             "weights": weights,
             "portable": portable,
             "delegate": delegate,
+            "atol": atol,
+            "rtol": rtol,
         }
         export_folder(model, output, to, task, report_path, trust, verify=not no_verify, **forms)
         return
@@ -135,6 +143,7 @@ def export_command(
     dynamic = parse_dynamic(dynamic_specs, examples)
     loaded = opened(model, factory, trust, facts, keep_dense)
     common: dict[str, Any] = {"example_inputs": examples, "dynamic_shapes": dynamic, "opset": opset}
+    common |= {"atol": atol, "rtol": rtol}
     with progress() as show:
         common["progress"] = show
         if bundle is not None:
@@ -156,8 +165,7 @@ def export_command(
 @loading_options
 @click.option("--runtime", "chosen", multiple=True, metavar="NAME", help="Only this one, or all.")
 @click.option("--require", multiple=True, metavar="NAME", help="This one too, or fail. Repeatable.")
-@click.option("--atol", type=click.FloatRange(min=0), help="Absolute bound on outputs.")
-@click.option("--rtol", type=click.FloatRange(min=0), help="Relative bound on outputs.")
+@bound_options
 @report_option
 @debug_option
 @version_option

@@ -1,6 +1,6 @@
 """How a command ends: every exception becomes one message on stderr and an exit code.
 
-Exit codes: 0 done (and verified), 1 refused or failed, 2 the exported file does not match.
+Exit codes: 0 done (and verified), 1 refused or failed, 2 the file does not match or nothing compared it.
 The one `try` of the package is in `RoastCommand.main`.
 """
 

@@ -75,6 +75,18 @@ example_options = together(
         help="Example inputs, one array for each argument of forward.",
     ),
 )
+bound_options = together(
+    click.option(
+        "--atol",
+        type=click.FloatRange(min=0),
+        help="Absolute bound on outputs, instead of the one that is measured.",
+    ),
+    click.option(
+        "--rtol",
+        type=click.FloatRange(min=0),
+        help="Bound on outputs, relative to the largest value of each.",
+    ),
+)
 report_option = click.option(
     "--report",
     "report_path",

@@ -57,6 +57,11 @@ class Limits:
         return np.full(expected.shape, 0.0 if exact else self.atol + self.rtol * largest)
 
 
+def limits_of(atol: float | None, rtol: float | None) -> Limits | None:
+    """The bound that the user sets; one of the two that is not given counts as 0. None without either."""
+    return None if atol is None and rtol is None else Limits(atol or 0.0, rtol or 0.0)
+
+
 def compare_values(
     runtime: str, name: str, case: str, expected: Array, actual: Array, atol: float, rtol: float
 ) -> Check:

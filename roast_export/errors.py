@@ -29,7 +29,7 @@ class ExportError(RoastError):
 
 
 class VerificationError(RoastError):
-    """The exported file does not match PyTorch. The command line exits 2; no file is put in place."""
+    """The exported file is not proved equal to PyTorch. The command line exits 2; no file is put in place."""
 
     def __init__(self, message: str, report: Report) -> None:
         super().__init__(message)

@@ -56,6 +56,8 @@ def export(
     portable: bool = False,
     delegate: Literal["xnnpack"] | None = None,
     progress: Progress | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
 ) -> Report:
     """Write `model` to `path` and prove the file equal to PyTorch before it is put in place.
 
@@ -68,11 +70,13 @@ def export(
         always so). onnx: is so by itself; signs from MT19937 are stored packed.
     delegate: executorch only: "xnnpack" leaves to XNNPACK what is not virtual.
     progress: called with a step's name, how much of it is done, and how much there is.
+    atol, rtol: the bound on outputs, as in `verify`.
 
     Raises:
         InputError: an argument does not fit the model, or nothing in the model is virtual.
         ExportError: the model cannot be expressed, or the file cannot be written.
-        VerificationError: the file does not match PyTorch; its `report` says where. Nothing is written.
+        VerificationError: the file does not match PyTorch, or no runtime here could compare them; its
+            `report` says where and why. Nothing is written.
     """
     if to not in TARGETS:
         raise InputError(f"target {to!r} is not one of {', '.join(TARGETS)}")
@@ -120,13 +124,15 @@ def export(
                 write_pt2(program, target, portable=portable, dim_names=names)
         file = open_artifact(target, trust=True)
         if verify:
-            report = prove(model, program, file, example_inputs, progress=progress)
+            report = prove(model, program, file, example_inputs, None, atol, rtol, progress)
         else:
             report = _unproved(model, program, file, example_inputs)
         report.path = os.fspath(path)
         report.warnings += truth.warnings
         if report.failures:
             raise VerificationError(_summary(report), report)
+        if verify and not report.passed:
+            raise VerificationError(_unverified(report), report)
     return report
 
 
@@ -160,4 +166,13 @@ def _summary(report: Report) -> str:
     detail = first.note or f"expected {first.expected:g}, found {first.actual:g} at {list(first.index)}"
     return (
         f"the exported file does not match PyTorch: {where}: {detail} ({len(report.failures)} checks failed)"
+    )
+
+
+def _unverified(report: Report) -> str:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
+    return (
+        f"nothing is written, because nothing compared an output of the {report.target} file with PyTorch"
+        f"{f' ({reasons})' if reasons else ''}; install what is missing, or write it unproved with "
+        "--no-verify (verify=False)"
     )

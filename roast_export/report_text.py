@@ -51,7 +51,7 @@ def verdict(report: Report) -> str:
             f"first {first.kind} {first.name} in {first.runtime}"
         )
     if not report.passed:
-        return "NOT VERIFIED: no runtime compared a weight or an output"
+        return "NOT VERIFIED: no runtime compared an element of an output"
     compared = [c.runtime for c in report.checks if c.kind in ("weight", "output") and c.runtime != "file"]
     where = ", ".join(dict.fromkeys(compared)) or "the file"
     return f"PASSED: {count(len(report.checks), 'check')} in {where}; {report.seconds:.1f} s"

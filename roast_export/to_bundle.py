@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from roast_export import bundle, torch_ops
 from roast_export.arrays import array_of
 from roast_export.bounds import largest, output_bounds
+from roast_export.compare import limits_of
 from roast_export.errors import ExportError
 from roast_export.export import export
 from roast_export.program import Inputs, call, evaluation, flat_inputs, output_names
@@ -32,10 +33,13 @@ def export_bundle(
     dynamic_shapes: Any = None,
     opset: int | None = None,
     progress: Progress | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
 ) -> Report:
     """Prove an ONNX file of `model`, and write it with what `platform` needs into a new folder.
 
     platform: one of bundle.PLATFORMS. The golden values in it are the example and PyTorch's outputs.
+    atol, rtol: the bound on outputs, as in `verify`, also for the golden values.
 
     Raises:
         InputError, ExportError, VerificationError: as export and bundle.write. Nothing is left behind.
@@ -54,6 +58,8 @@ def export_bundle(
             opset=opset,
             portable=platform == "web",
             progress=progress,
+            atol=atol,
+            rtol=rtol,
         )
         with evaluation(model), torch_ops.without_library(), torch.no_grad():
             model, example = prepared(model, example_inputs)
@@ -62,8 +68,13 @@ def export_bundle(
             leaves = pytree.tree_leaves(call(model, program, values))
             inputs = {name: array_of(value) for name, value in values.items()}
             names = output_names(program)
-            measured = output_bounds(model, program, inputs)
-        outputs = {name: array_of(leaf) for name, leaf in zip(names, leaves, strict=True)}
+            outputs = {name: array_of(leaf) for name, leaf in zip(names, leaves, strict=True)}
+            limits = limits_of(atol, rtol)
+            measured = (
+                output_bounds(model, program, inputs)
+                if limits is None
+                else [limits.of(value) for value in outputs.values()]
+            )
         bounds = {name: largest(bound) for name, bound in zip(names, measured, strict=True)}
         bundle.write(source, platform, filled, inputs=inputs, outputs=outputs, bounds=bounds)
         if folder.exists():

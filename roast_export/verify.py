@@ -24,7 +24,7 @@ from roast_export.aoti_file import open_aoti_file
 from roast_export.arrays import array_of
 from roast_export.artifact import Artifact, expected_layer
 from roast_export.calls import facts_of
-from roast_export.compare import Limits, failed
+from roast_export.compare import failed, limits_of
 from roast_export.errors import ExportError, InputError, RoastError
 from roast_export.mapping import Mapping
 from roast_export.measure import measure
@@ -191,7 +191,7 @@ def prove(
         file=file,
         layers=layers_of(program),
         inputs=inputs,
-        limits=None if atol is None and rtol is None else Limits(atol or 0.0, rtol or 0.0),
+        limits=limits_of(atol, rtol),
     )
     report = gate.describe(subject)
     report.warnings += facts_of(model)

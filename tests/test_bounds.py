@@ -12,9 +12,9 @@ import roast_export
 from roast_export.arrays import array_of, tensor_of
 from roast_export.bounds import bound_of, output_bounds, proves
 from roast_export.compare import compare_within
-from roast_export.trace import trace
 from roast_export.report import Measurement
 from roast_export.rounding import Rounding
+from roast_export.trace import trace
 
 
 @pytest.fixture(autouse=True)
