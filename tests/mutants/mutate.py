@@ -20,13 +20,11 @@ INSTEAD = ("Neg", "Cos", "Tanh", "Sigmoid", "Abs", "Relu", "Identity")
 
 SWAPPED = {
     "Add": "Sub", "Sub": "Add", "Mul": "Add", "Div": "Mul", "Max": "Min", "Min": "Max", "And": "Or",
-    "Or": "And",     "Greater": "Less", "Less": "LessOrEqual", "LessOrEqual": "Less",
-    "GreaterOrEqual": "Greater", "Equal": "GreaterOrEqual", "ReduceMean": "ReduceSum", "ReduceSum": "ReduceMean",
-    "ReduceMax": "ReduceMin",
-    "MaxPool": "AveragePool", "AveragePool": "MaxPool", "GlobalAveragePool": "GlobalMaxPool",
-    "GlobalMaxPool": "GlobalAveragePool",
-    "Softmax": "LogSoftmax", "LogSoftmax": "Softmax", "ArgMax": "ArgMin",
-    "Floor": "Ceil", "Ceil": "Floor",
+    "Or": "And", "Greater": "Less", "Less": "LessOrEqual", "LessOrEqual": "Less",
+    "GreaterOrEqual": "Greater", "Equal": "GreaterOrEqual", "ReduceMean": "ReduceSum",
+    "ReduceSum": "ReduceMean", "ReduceMax": "ReduceMin", "MaxPool": "AveragePool", "AveragePool": "MaxPool",
+    "GlobalAveragePool": "GlobalMaxPool", "GlobalMaxPool": "GlobalAveragePool", "Softmax": "LogSoftmax",
+    "LogSoftmax": "Softmax", "ArgMax": "ArgMin", "Floor": "Ceil", "Ceil": "Floor",
 }  # fmt: skip
 
 ORDERED = {"Sub", "Div", "Pow", "MatMul", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Concat", "Mod"}
