@@ -49,6 +49,11 @@ class Artifact(ABC):
         return self.path.stat().st_size
 
     @property
+    def tensor_bytes(self) -> int | None:
+        """Bytes of the file's tensors, small ones left out; None where a format does not tell them apart."""
+        return None
+
+    @property
     def code_limit(self) -> int:
         """Bytes of machine code that the size gate lets through beside the data."""
         return 0

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from roast_export import torch_ops
+from roast_export import size, torch_ops
 from roast_export.compare import compare_bits
 from roast_export.fit import advice, relative_errors
 from roast_export.mapping import Sign
@@ -18,11 +18,6 @@ from roast_export.program import VirtualLayer, kept_bytes
 from roast_export.report import Check, Layer, Report
 from roast_export.subject import Subject
 from roast_export.to_onnx import array_names
-
-SLACK = 1.02
-GRAPH_BYTES = 64 * 1024
-LAYER_BYTES = 1024
-"""The size gate: SLACK * (arrays + kept parameters) + GRAPH_BYTES + LAYER_BYTES for each layer."""
 
 NamedTensors = Iterable[tuple[str, NDArray[Any]]]
 
@@ -42,7 +37,10 @@ def describe(subject: Subject) -> Report:
     n_layers = min(len(report.layers), len(subject.layers))
     signs = packed_sign_bytes(subject.layers) if file.portable else 0
     stored = array_bytes + report.kept_bytes + signs
-    report.limit_bytes = int(SLACK * stored + GRAPH_BYTES + LAYER_BYTES * n_layers) + file.code_limit
+    report.tensor_bytes = file.tensor_bytes
+    nodes = 0 if report.tensor_bytes is None else size.nodes_of_program(subject.program)
+    limits = size.limits(stored, n_layers, nodes, file.code_limit)
+    report.tensor_limit_bytes, report.limit_bytes = limits.tensors, limits.tensors + limits.graph
     report.inputs = {
         name: f"{dtype}[{', '.join(map(str, dims))}]" for name, (dtype, dims) in file.inputs.items()
     }
@@ -78,10 +76,12 @@ def stated(layer: VirtualLayer) -> Layer:
 
 
 def size_check(report: Report) -> Check:
+    limits = size.Limits(report.tensor_limit_bytes, report.limit_bytes - report.tensor_limit_bytes)
+    complaint = limits.complaint(report.file_bytes, report.tensor_bytes)
     return Check(
-        "file", "size", "size gate", "1.02 * (arrays + kept) + 64 KiB + 1 KiB per layer", 1,
-        report.file_bytes <= report.limit_bytes, bound=report.limit_bytes,
+        "file", "size", "size gate", size.RULE, 1, not complaint, bound=report.limit_bytes,
         expected=report.limit_bytes, actual=report.file_bytes,
+        note=f"the file {complaint}" if complaint else "",
     )  # fmt: skip
 
 

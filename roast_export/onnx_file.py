@@ -22,6 +22,7 @@ from roast_export.gate import dense_check
 from roast_export.program import Dims
 from roast_export.report import Check, Layer
 from roast_export.runtimes import Runtime, native_unavailable, onnx_runtimes, optimised_copy
+from roast_export.size import onnx_tensor_bytes
 from roast_export.subject import Subject
 from roast_export.to_onnx import size_of
 
@@ -39,6 +40,10 @@ class OnnxFile(Artifact):
     @property
     def file_bytes(self) -> int:
         return size_of(self.path)
+
+    @property
+    def tensor_bytes(self) -> int:
+        return onnx_tensor_bytes(self.proto)
 
     def runtimes(self) -> list[Runtime]:
         drawn = any(onnx_ops.is_drawn(node.op_type) for node in self.nodes)

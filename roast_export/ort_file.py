@@ -24,11 +24,9 @@ from roast_export.onnx_file import layer_of, named_difference, signature
 from roast_export.ort_graph import read_graph
 from roast_export.report import Check
 from roast_export.runtimes import Runtime, native_unavailable, open_unoptimised, ort_runtimes
+from roast_export.size import onnx_tensor_bytes
 from roast_export.subject import Subject
-from roast_export.to_ort import LOOKUP_BYTES
-
-LAYER_CODE_BYTES = 11 * 1024
-"""What one layer's arithmetic takes in the portable form, beside the size gate."""
+from roast_export.to_ort import code_bytes
 
 
 @dataclass
@@ -43,9 +41,12 @@ class OrtFile(Artifact):
         return onnx_ops.layers_in(self.proto.graph)
 
     @property
+    def tensor_bytes(self) -> int:
+        return onnx_tensor_bytes(self.proto)
+
+    @property
     def code_limit(self) -> int:
-        lookups = sum(layer.operator == "embedding" for layer in self.layers)
-        return LAYER_CODE_BYTES * len(self.layers) + LOOKUP_BYTES * lookups if self.portable else 0
+        return code_bytes([layer.operator for layer in self.layers]) if self.portable else 0
 
     def runtimes(self) -> list[Runtime]:
         minimal = [runtime for runtime in runtime_minimal.runtimes() if runtime.native != self.portable]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from roast_export import localise, probe, torch_ops
+from roast_export import localise, probe, torch_ops, torch_zip
 from roast_export.archive import runs_code
 from roast_export.artifact import Artifact, Tell, each_weight
 from roast_export.cases import Case
@@ -43,6 +43,10 @@ class Pt2File(Artifact):
                 return torch.export.load(self.path)
         except Exception as error:
             raise RoastError(f"{self.path} cannot be opened: {first_line(error)}; export it again") from error
+
+    @property
+    def tensor_bytes(self) -> int:
+        return torch_zip.tensor_bytes(self.path)
 
     def runtimes(self) -> list[Runtime]:
         return pt2_runtimes(self.portable)

@@ -25,7 +25,7 @@ from roast_export.pte_program import PteProgram, read_program
 from roast_export.report import Check
 from roast_export.runtimes import Runtime
 from roast_export.subject import Subject
-from roast_export.to_executorch import LAYER_BYTES, XNNPACK
+from roast_export.to_executorch import PORTABLE_BYTES, XNNPACK
 
 MAGIC = b"ET12"
 
@@ -40,8 +40,13 @@ class PteFile(Artifact):
     """For each weight in the note: its value in the program; of a lookup, also that of the ids."""
 
     @property
+    def tensor_bytes(self) -> int:
+        assert self.program is not None
+        return self.program.tensor_bytes
+
+    @property
     def code_limit(self) -> int:
-        return (LAYER_BYTES[self.portable] - LAYER_BYTES[False]) * len(self.layers)
+        return PORTABLE_BYTES * len(self.layers) if self.portable else 0
 
     def runtimes(self) -> list[Runtime]:
         assert self.program is not None

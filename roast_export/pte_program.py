@@ -21,6 +21,7 @@ from torch import library
 
 from roast_export.errors import RoastError
 from roast_export.note import LARGEST_NOTE, NOTE
+from roast_export.size import SMALL_TENSOR
 
 Place = tuple[int, int, int]
 """Buffer, first byte, end; the buffer is -1 for what has none."""
@@ -90,6 +91,17 @@ class PteProgram:
         except zlib.error as error:
             raise RoastError(f"its {NOTE} is damaged ({error})") from error
         return text
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of the tensors in the file, those of delegates included, small ones left out."""
+        stored = [len(buffer.storage) for buffer in self.file.program.constant_buffer]
+        named = self.file.named_data
+        if named is not None:
+            note = named.pte_data.get(PACKED_NOTE)
+            own = None if note is None else note.buffer_index
+            stored += [len(buffer) for k, buffer in enumerate(named.buffers) if k != own]
+        return sum(size for size in stored if size > SMALL_TENSOR)
 
     def is_stored(self, value: int) -> bool:
         """Whether a value is a tensor in the file."""

@@ -93,7 +93,11 @@ class Report:
     kept_bytes: int = 0
     """Parameters and buffers that were never compressed."""
     limit_bytes: int = 0
-    """The size gate."""
+    """The size gate: tensors and everything else."""
+    tensor_bytes: int | None = None
+    """Of the file; None where its format does not tell tensors from the rest."""
+    tensor_limit_bytes: int = 0
+    """The part of limit_bytes that is for tensors."""
     checks: list[Check] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     """Runtimes that were not used, with the reason."""

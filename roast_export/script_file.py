@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from roast_export import localise, probe
+from roast_export import localise, probe, torch_zip
 from roast_export.artifact import Artifact, Tell, each_weight
 from roast_export.cases import Case
 from roast_export.compare import compare_bits, failed, first_line
@@ -45,6 +45,10 @@ class ScriptFile(Artifact):
                 return torch.jit.load(str(self.path), map_location="cpu").eval()
         except Exception as error:
             raise RoastError(f"{self.path} cannot be opened: {first_line(error)}; export it again") from error
+
+    @property
+    def tensor_bytes(self) -> int:
+        return torch_zip.tensor_bytes(self.path)
 
     def runtimes(self) -> list[Runtime]:
         return (lite_runtimes if self.target == "lite" else script_runtimes)(self.portable)

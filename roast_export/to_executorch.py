@@ -23,12 +23,11 @@ from roast_export.errors import ExportError, InputError
 from roast_export.note import note_of
 from roast_export.program import DimNames, kept_bytes, layers_of, quiet
 from roast_export.pte_program import DELEGATE, Call, PteProgram, register_out_forms, with_note, written
+from roast_export.size import Limits, limits, nodes_of_program
 from roast_export.to_pt2 import TAG, decomposed
 
-SLACK = 1.02
-GRAPH_BYTES = 64 * 1024
-LAYER_BYTES = {False: 1024, True: 16 * 1024}
-"""The size gate, by form (portable or not): SLACK * (arrays + kept) + GRAPH_BYTES + LAYER_BYTES per layer."""
+PORTABLE_BYTES = 15 * 1024
+"""What the arithmetic of a layer takes in the portable form, beside the size gate."""
 
 XNNPACK = "XnnpackBackend"
 """What a program calls the one delegate of files of ours."""
@@ -77,9 +76,9 @@ def write(
     places = _traced(final, found, len(layers)) if portable else _called(found)
     note = note_of(program, "executorch", portable, list(zip(places, layers, strict=True)), dim_names)
     buffer = written(with_note(file, note.to_json()))
-    limit = _limit(program, portable)
-    if len(buffer) > limit:
-        raise ExportError(f"{path.name} would have {len(buffer)} bytes, more than {limit}")
+    complaint = _limits(program, portable).complaint(len(buffer), found.tensor_bytes)
+    if complaint:
+        raise ExportError(f"{path.name}: the file {complaint}")
     path.write_bytes(buffer)
     return len(buffer)
 
@@ -210,11 +209,12 @@ def _name_stored(program: ExportedProgram, file: PteProgram, known: set[str]) ->
         file.values[value].extra_tensor_info = ExtraTensorInfo(fully_qualified_name=name)
 
 
-def _limit(program: ExportedProgram, portable: bool) -> int:
+def _limits(program: ExportedProgram, portable: bool) -> Limits:
     layers = layers_of(program)
     arrays = {layer.array: layer.memory for layer in layers}.values()
     stored = sum(array.numel() * array.element_size() for array in arrays) + kept_bytes(program)
-    return int(SLACK * stored + GRAPH_BYTES + LAYER_BYTES[portable] * len(layers))
+    code = PORTABLE_BYTES * len(layers) if portable else 0
+    return limits(stored, len(layers), nodes_of_program(program), code)
 
 
 def _floored(program: ExportedProgram) -> ExportedProgram:

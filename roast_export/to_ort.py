@@ -24,18 +24,18 @@ import onnx
 
 from roast_export import onnx_ops
 from roast_export.errors import ExportError, RoastError
+from roast_export.ort_graph import read_graph
 from roast_export.ort_types import with_minimal_names
+from roast_export.size import limits, onnx_tensor_bytes
 
 if TYPE_CHECKING:
     import onnxruntime
 
-SLACK = 1.02
-GRAPH_BYTES = 64 * 1024
-LAYER_BYTES = {False: 1024, True: 12 * 1024}
-"""The size gate, by form: SLACK * stored tensors + GRAPH_BYTES + LAYER_BYTES for each layer."""
+LAYER_CODE_BYTES = 11 * 1024
+"""What the arithmetic of a layer takes in the portable form, beside the size gate."""
 
 LOOKUP_BYTES = 10 * 1024
-"""What a lookup takes beside, in the portable form: none of its arithmetic can be folded."""
+"""What a lookup takes beyond that: none of its arithmetic can be folded."""
 
 SMALLEST_WEIGHT = 64
 """Elements below which a tensor is not taken for an expanded weight."""
@@ -207,13 +207,17 @@ def _shorten(proto: onnx.ModelProto, keep: set[str]) -> None:
 
 def _size_complaint(
     proto: onnx.ModelProto, layers: list[onnx.NodeProto], target: Path, portable: bool
-) -> str | None:
-    stored = sum(len(tensor.SerializeToString()) for tensor in proto.graph.initializer)
-    lookups = sum(node.op_type in onnx_ops.EMBEDDINGS for node in layers) if portable else 0
-    code = LAYER_BYTES[portable] * len(layers) + LOOKUP_BYTES * lookups
-    limit = int(SLACK * stored + GRAPH_BYTES + code)
-    size = target.stat().st_size
-    return f"has {size} bytes, more than {limit}" if size > limit else None
+) -> str:
+    nodes = sum(1 for _ in onnx_ops.nodes_of(proto.graph))
+    code = code_bytes([node.op_type for node in layers])
+    found = limits(onnx_tensor_bytes(proto), len(layers), nodes, code if portable else 0)
+    return found.complaint(target.stat().st_size, onnx_tensor_bytes(read_graph(target)))
+
+
+def code_bytes(operators: list[str]) -> int:
+    """What these layers' arithmetic may take in the portable form. operators: one for each layer."""
+    lookups = sum("embedding" in operator.lower() for operator in operators)
+    return LAYER_CODE_BYTES * len(operators) + LOOKUP_BYTES * lookups
 
 
 def dense_complaint(

@@ -34,6 +34,13 @@ def deflated(path: Path) -> Iterator[Path]:
                 target.writestr(copy, source.read(member))
 
 
+def tensor_bytes(path: Path) -> int:
+    """Bytes of the members of an archive that are no text: its tensors."""
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if not member.filename.endswith(TEXT)]
+    return sum(member.file_size for member in members)
+
+
 def _header(name: str, place: int) -> zipfile.ZipInfo:
     """A member that starts at `place`; the date is fixed, so that equal models make equal files."""
     member = zipfile.ZipInfo(name)

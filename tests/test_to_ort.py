@@ -14,7 +14,7 @@ import torch
 from onnx import helper, numpy_helper
 
 import roast_export
-from roast_export import ort_types, to_ort
+from roast_export import ort_types, size, to_ort
 from roast_export.compare import compare_values
 from roast_export.errors import ExportError, RoastError
 from roast_export.runtimes import native_unavailable
@@ -152,12 +152,15 @@ def test_control_a_folded_weight_is_found(source, tmp_path):
     assert "expanded" in str(to_ort.dense_complaint(proto, layers, stored))
 
 
-def test_control_a_file_that_is_too_large_is_removed(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(("SLACK", -9.0), "of"), (("GRAPH_BYTES", -(1 << 20)), "beside its")],
+    ids=["of", "beside"],
+)
+def test_control_a_file_that_is_too_large_is_removed(source, tmp_path, monkeypatch, change, what):
     path, _ = source
-    monkeypatch.setattr(to_ort, "SLACK", 0.1)
-    monkeypatch.setattr(to_ort, "GRAPH_BYTES", 0)
-    monkeypatch.setattr(to_ort, "LAYER_BYTES", {False: 0, True: 0})
-    with pytest.raises(ExportError, match=r"model\.ort: has \d+ bytes, more than \d+"):
+    monkeypatch.setattr(size, *change)
+    with pytest.raises(ExportError, match=rf"model\.ort: has \d+ bytes {what} tensors, more than -?\d+"):
         to_ort.write(path, tmp_path / "model.ort", portable=True)
     assert not (tmp_path / "model.ort").exists()
 
