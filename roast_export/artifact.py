@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,12 @@ class Artifact(ABC):
     names_weights: bool = True
     """Whether its weights can be read back one by one."""
     warnings: list[str] = field(default_factory=list)
+    spelled: dict[str, str] = field(default_factory=dict)
+    """What the file itself calls an input, where that is no identifier."""
+
+    def feeds(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Values by the names of `inputs`, by those that the file takes."""
+        return {self.spelled.get(name, name): values[name] for name in self.inputs}
 
     @property
     def file_bytes(self) -> int:

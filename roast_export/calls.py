@@ -390,6 +390,11 @@ def is_cache(value: Any) -> bool:
     )
 
 
+def plain_name(name: str) -> str:
+    """A file's name of an input as `plain` writes it: past_key_values_0_key of past_key_values.0.key."""
+    return re.sub(r"\W", "_", name)
+
+
 def by_name(names: Sequence[str], kwargs: Lookup[str, Any], args: Sequence[Any] = ()) -> dict[str, Tensor]:
     """Tensors by name, in the order of the names; also of nested arguments, which are named as `plain` does.
 

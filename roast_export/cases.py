@@ -56,6 +56,14 @@ def cases_for(model: nn.Module, program: Program, inputs: Inputs, dims: dict[str
         except InputError:
             if number == 0:
                 raise
+    for name, own in own_probes(model):
+        yield _case(model, program, name, flat_inputs(program, own))
+
+
+def own_probes(model: nn.Module) -> list[tuple[str, Inputs]]:
+    """Names and inputs that a model asks to be compared on, beside the example: its `roast_probes()`."""
+    ask = getattr(model.__dict__.get("original", model), "roast_probes", None)
+    return [] if ask is None else list(ask())
 
 
 def probes(

@@ -85,6 +85,7 @@ def _export_part(
                 to=to,
                 example_inputs=part.inputs,
                 dynamic_shapes=part.dynamic,
+                input_names=part.names,
                 progress=show,
                 **options,
             ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +56,7 @@ def export(
     verify: bool = True,
     portable: bool = False,
     delegate: Literal["xnnpack"] | None = None,
+    input_names: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     atol: float | None = None,
     rtol: float | None = None,
@@ -69,6 +71,9 @@ def export(
     portable: a file that needs no library. torchscript, pt2: aten operators instead of ours (lite is
         always so). onnx: is so by itself; signs from MT19937 are stored packed.
     delegate: executorch only: "xnnpack" leaves to XNNPACK what is not virtual.
+    input_names: what the file calls inputs (onnx, ort, web), such as
+        {"past_key_values_0_key": "past_key_values.0.key"}. Nested inputs go by their path, joined by _;
+        a name may have other characters in the place of _.
     progress: called with a step's name, how much of it is done, and how much there is.
     atol, rtol: the bound on outputs, as in `verify`.
 
@@ -101,6 +106,7 @@ def export(
             materialized=weights == "materialized",
             portable=portable,
             dim_names=names,
+            input_names=input_names or {},
         )
         script = to in ("torchscript", "lite")
         program = program_of(model, example_inputs, dynamic_shapes, script=script)

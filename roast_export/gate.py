@@ -42,7 +42,8 @@ def describe(subject: Subject) -> Report:
     limits = size.limits(stored, n_layers, nodes, file.code_limit)
     report.tensor_limit_bytes, report.limit_bytes = limits.tensors, limits.tensors + limits.graph
     report.inputs = {
-        name: f"{dtype}[{', '.join(map(str, dims))}]" for name, (dtype, dims) in file.inputs.items()
+        file.spelled.get(name, name): f"{dtype}[{', '.join(map(str, dims))}]"
+        for name, (dtype, dims) in file.inputs.items()
     }
     report.warnings = file.warnings + [
         f"the array {layer.array} has {int((~torch.isfinite(layer.memory)).sum())} NaN or infinite elements"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from roast_export import localise, onnx_ops, probe
 from roast_export.all_runtimes import optional_onnx_runtimes
 from roast_export.artifact import Artifact, Tell, expected_layer
+from roast_export.calls import plain_name
 from roast_export.cases import Case
 from roast_export.compare import failed
 from roast_export.errors import RoastError
@@ -102,7 +103,7 @@ def named_difference(proto: onnx.ModelProto, subject: Subject, runtime: Runtime,
 
     def compute(expected: localise.Values) -> localise.Values:
         run = runtime.open(localise.onnx_values(proto, expected).SerializeToString())
-        feeds = {value.name: case.feeds[value.name] for value in proto.graph.input}
+        feeds = {value.name: case.feeds[plain_name(value.name)] for value in proto.graph.input}
         return localise.as_arrays(list(expected), run(feeds))
 
     names = {output for node in proto.graph.node for output in node.output}
@@ -127,7 +128,8 @@ def open_onnx(path: Path) -> OnnxFile:
         path=path,
         target="onnx",
         layers=[layer_of(node) for node in nodes],
-        inputs={value.name: signature(value) for value in proto.graph.input},
+        inputs={plain_name(value.name): signature(value) for value in proto.graph.input},
+        spelled=spelled(proto),
         outputs=[value.name for value in proto.graph.output],
         array_bytes=sum(_bytes(tensor) for tensor in proto.graph.initializer if tensor.name in arrays),
         materialized=any(
@@ -136,6 +138,13 @@ def open_onnx(path: Path) -> OnnxFile:
         portable=not any(onnx_ops.is_drawn(node.op_type) for node in nodes),
         proto=proto,
     )
+
+
+def spelled(proto: onnx.ModelProto) -> dict[str, str]:
+    """The inputs whose name is no identifier, by the name that it becomes."""
+    return {
+        plain: value.name for value in proto.graph.input if (plain := plain_name(value.name)) != value.name
+    }
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from roast_export import localise, onnx_ops, probe, runtime_minimal, written_out
 from roast_export.artifact import Artifact, Tell, expected_layer
+from roast_export.calls import plain_name
 from roast_export.cases import Case
 from roast_export.compare import failed
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
-from roast_export.onnx_file import layer_of, named_difference, signature
+from roast_export.onnx_file import layer_of, named_difference, signature, spelled
 from roast_export.ort_graph import read_graph
 from roast_export.report import Check
 from roast_export.runtimes import Runtime, native_unavailable, open_unoptimised, ort_runtimes
@@ -90,7 +91,7 @@ class OrtFile(Artifact):
             proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
             # The values between the operators: nothing here may be left out by an optimiser.
             run = open_unoptimised(proto.SerializeToString())
-            return localise.as_arrays(names, run({name: case.feeds[name] for name in self.inputs}))
+            return localise.as_arrays(names, run(self.feeds(case.feeds)))
 
         return localise.first_absent(subject, runtime.name, case, compute)
 
@@ -117,7 +118,8 @@ def open_ort(path: Path) -> OrtFile:
         path=path,
         target="ort",
         layers=[layer_of(node) for node in nodes],
-        inputs={value.name: signature(value) for value in proto.graph.input},
+        inputs={plain_name(value.name): signature(value) for value in proto.graph.input},
+        spelled=spelled(proto),
         outputs=[value.name for value in proto.graph.output],
         array_bytes=sum(
             onnx.numpy_helper.to_array(tensor).nbytes

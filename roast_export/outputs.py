@@ -57,7 +57,7 @@ def _runtime_checks(
 
 
 def _run_case(subject: Subject, runtime: Runtime, run: Run, case: Case, report: Report) -> Iterator[Check]:
-    feeds = {name: case.feeds[name] for name in subject.file.inputs}
+    feeds = subject.file.feeds(case.feeds)
     try:
         outputs = run(feeds)
     except Exception as error:

@@ -13,7 +13,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Lookup
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import torch
 from torch.export import ExportedProgram
 
 from roast_export import onnx_ops
+from roast_export.calls import plain_name
 from roast_export.errors import ExportError, InputError
 from roast_export.fold_norms import name_folded
 from roast_export.fuse import fuse_linear
@@ -58,6 +59,8 @@ class OnnxOptions:
     portable: bool = False
     dim_names: DimNames | None = None
     """Dynamic dimensions to keep, with their names; None keeps what the program has."""
+    input_names: Lookup[str, str] = field(default_factory=dict)
+    """What the file calls inputs of the program, where not as the program does."""
 
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:
@@ -84,6 +87,7 @@ def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
     fuse_linear(model)
     _number_uses(model)
     _settle_dimensions(model, program, options.dim_names)
+    _spell_inputs(model, options.input_names)
     _strip(model)
     used = {node.op_type for node in model.graph.all_nodes() if node.domain == onnx_ops.DOMAIN}
     for proto in onnx_ops.functions(used, options.opset):
@@ -210,6 +214,17 @@ def _name_inputs(model: ir.Model, program: ExportedProgram) -> None:
     """torch.onnx writes some names in lower case."""
     for value, name in zip(model.graph.inputs, input_names(program), strict=True):
         value.name = name
+
+
+def _spell_inputs(model: ir.Model, names: Lookup[str, str]) -> None:
+    inputs = {value.name: value for value in model.graph.inputs}
+    for name, wanted in names.items():
+        if name not in inputs or plain_name(wanted) != name:
+            raise InputError(
+                f"input_names calls {name!r} {wanted!r}; the inputs are {', '.join(map(str, inputs))}, "
+                "and a name may differ from them in other characters in the place of _ alone"
+            )
+        inputs[name].name = wanted
 
 
 def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:

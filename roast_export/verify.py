@@ -238,7 +238,8 @@ def _weight(layer: VirtualLayer) -> tuple[str, Mapping, float]:
 
 def _measure(subject: Subject, usable: list[Runtime], report: Report, tell: Progress) -> None:
     """What loading and running the file costs in a fresh process. A cost that cannot be read is a warning."""
-    feeds = {name: array_of(value) for name, value in flat_inputs(subject.program, subject.inputs).items()}
+    values = {name: array_of(value) for name, value in flat_inputs(subject.program, subject.inputs).items()}
+    feeds = subject.file.feeds(values) if subject.file.inputs else values
     wanted = subject.file.measured(usable)
     for done, (label, options) in enumerate(wanted):
         tell("measure", done, len(wanted))
@@ -247,6 +248,9 @@ def _measure(subject: Subject, usable: list[Runtime], report: Report, tell: Prog
         except RoastError as error:
             report.warnings.append(str(error))
     tell("measure", len(wanted), len(wanted))
+
+    values = {name: array_of(value) for name, value in flat_inputs(subject.program, subject.inputs).items()}
+    feeds = subject.file.feeds(values) if subject.file.inputs else values
 
 
 def _usable(

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from roast_export.errors import InputError
+from roast_export.huggingface.cached_model import CachedModel, empty_cache
 from roast_export.huggingface.folder import Folder
 from roast_export.huggingface.sentence import SentenceModel, modules_after
 from roast_export.huggingface.task_model import TaskModel, parameters_of
-from roast_export.huggingface.tasks import BATCH, SEQUENCE, Task
+from roast_export.huggingface.tasks import BATCH, PAST, SEQUENCE, TOTAL, Task
 
-ROWS, TOKENS, PADDED = 2, 8, 3
-"""The example: rows, tokens, and how many of the second row's are padding."""
+ROWS, TOKENS, PADDED, PAST_TOKENS = 2, 8, 3, 5
+"""The example: rows, tokens, how many of the second row's are padding, and how many are earlier ones."""
 
 SEED = 20261
 
@@ -26,8 +27,10 @@ class Part:
 
     name: str
     module: nn.Module
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     dynamic: dict[str, dict[int, str]]
+    names: dict[str, str] = field(default_factory=dict)
+    """What inputs are called in the file, where that is no identifier of Python."""
 
 
 def parts_of(folder: Folder, model: nn.Module, task: Task) -> list[Part]:
@@ -37,6 +40,8 @@ def parts_of(folder: Folder, model: nn.Module, task: Task) -> list[Part]:
         InputError: the model takes inputs that are not known here.
     """
     config: Any = model.config
+    if task.name == "text-generation-with-past":
+        return [_cached_decoder(model, config)]
     base = _base(model) if task.name in ("feature-extraction", "sentence-similarity") else model
     inputs, dynamic = _inputs(base, config, task)
     if task.name == "sentence-similarity":
@@ -58,7 +63,8 @@ def _base(model: Any) -> nn.Module:
 def _inputs(model: nn.Module, config: Any, task: Task) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
     kind = model.main_input_name
     if kind == "input_ids":
-        return text_inputs(model, config, choices=task.name == "multiple-choice")
+        causal = task.name == "text-generation"
+        return text_inputs(model, config, choices=task.name == "multiple-choice", causal=causal)
     if kind == "pixel_values":
         return _image_inputs(model, config)
     if kind == "input_values":
@@ -90,6 +96,30 @@ def text_inputs(
         inputs = {name: value.unsqueeze(1).expand(-1, 3, -1).contiguous() for name, value in inputs.items()}
         axes = {0: BATCH, 1: "num_choices", 2: SEQUENCE}
     return inputs, {name: dict(axes) for name in inputs}
+
+
+def _cached_decoder(model: nn.Module, config: Any) -> Part:
+    """Tokens after others. The mask counts both, and the second row is padded on its left."""
+    inputs, dynamic = text_inputs(model, config, causal=True)
+    module = CachedModel(model).eval()
+    module.prompt = inputs
+    layers = empty_cache(model, inputs, PAST_TOKENS)
+    new = TOKENS - PAST_TOKENS
+    inputs = {name: value if name == "attention_mask" else value[:, -new:] for name, value in inputs.items()}
+    dynamic["attention_mask"][1] = TOTAL
+    axes = {0: BATCH, 2: PAST}
+    names = {
+        f"past_key_values_{k}_{what}": f"past_key_values.{k}.{what}"
+        for k in range(len(layers))
+        for what in layers[k]
+    }
+    return Part(
+        "model",
+        module,
+        {**inputs, "past_key_values": layers},
+        {**dynamic, **{name: dict(axes) for name in names}},
+        names,
+    )
 
 
 def positions(mask: Tensor) -> Tensor:

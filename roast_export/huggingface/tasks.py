@@ -14,6 +14,7 @@ from roast_export.errors import InputError
 from roast_export.huggingface.folder import Folder, imported
 
 BATCH, SEQUENCE, PAST = "batch_size", "sequence_length", "past_sequence_length"
+TOTAL = "total_sequence_length"
 ENCODED, DECODED = "encoder_sequence_length", "decoder_sequence_length"
 
 
