@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tests.mutants.judge import Judged, Score, costs_unmeasured
+from tests.mutants.judge import Judged, Score, verdicts_only
 from tests.mutants.models import models
 
 
@@ -30,10 +30,9 @@ def main() -> int:
     with Progress(console=console, disable=not sys.stdout.isatty()) as bar:
         for name in options.names or known:
             task = bar.add_task(name, total=options.mutants)
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, verdicts_only():
                 judged = Judged(known[name], Path(folder))
-                with costs_unmeasured():
-                    control = not judged.differs(judged.right) and not judged.refused(judged.right)
+                control = judged.differs(judged.right) is False and not judged.refused(judged.right)
                 score = judged.score(
                     options.mutants, lambda done, task=task: bar.update(task, completed=done)
                 )

@@ -109,7 +109,7 @@ def _weights(model: ModelProto, chance: random.Random) -> Found:
     """One element of each stored tensor; of the array several."""
     for place, tensor in enumerate(model.graph.initializer):
         if tensor.data_type in FLOATS:
-            for _ in range(3 if tensor.name == "roast_memory" else 1):
+            for _ in range(8 if tensor.name == "roast_memory" else 1):
                 yield f"one element of {tensor.name}", _changed_tensor(place, chance.random())
 
 
@@ -221,7 +221,8 @@ def _change(tensor: TensorProto, where: float, step: int) -> None:
     if values.dtype == np.bool_:
         flat[element] = not flat[element]
     elif values.dtype.kind in "iu":
-        flat[element] += step
+        with np.errstate(over="ignore"):
+            flat[element] += step
     else:
         finite = flat[np.isfinite(flat)].astype(np.float64)
         spread = float(finite.std()) if finite.size > 1 else 0.0
