@@ -35,6 +35,7 @@ from roast_export.onnx_dtypes import refuse_bfloat16
 from roast_export.onnx_exact import exact_rewrites
 from roast_export.onnx_pooling import pooling
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
+from roast_export.recurrent_shapes import any_length
 
 DEFAULT_OPSET = 20
 OPSETS = range(onnx_ops.LOWEST_OPSET, 24)
@@ -163,7 +164,7 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
     }
     exact_rewrites()
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), any_length(), torch.no_grad():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,

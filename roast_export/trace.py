@@ -19,6 +19,7 @@ from roast_export.modules import virtual_weights
 from roast_export.plain_program import legal_names, name_inputs
 from roast_export.prepare_program import canonical
 from roast_export.program import LoadedProgram, call, input_names, lengths_of
+from roast_export.recurrent_shapes import any_length
 from roast_export.state import unchanged
 from roast_export.storage import own_program
 from roast_export.untraceable import explain
@@ -171,7 +172,7 @@ def _tied(program: ExportedProgram, asked: Axes, twins: dict[str, set[int]]) -> 
 def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any]) -> ExportedProgram:
     try:
         # torch.export prints the graph that it could not finish to stderr.
-        with unchanged(model), quiet(), redirect_stderr(io.StringIO()), torch.no_grad():
+        with unchanged(model), quiet(), any_length(), redirect_stderr(io.StringIO()), torch.no_grad():
             values = list(example.items())
             args = tuple(value for _, value in values[: model.positional])
             kwargs = dict(values[model.positional :])
@@ -186,7 +187,8 @@ def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any
     legal_names(program)
     name_inputs(program, model.names)
     names = {(tuple(w.fields), w.scale): name for name, w in virtual_weights(model).items()}
-    return own_program(canonical(program, names))
+    with any_length():
+        return own_program(canonical(program, names))
 
 
 def _without_ones(
