@@ -7,11 +7,12 @@ so takes its length for a constant. The shapes do not need that: see torch.nn.LS
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey
 from torch._decomp import decomposition_table
 
 _aten = torch.ops.aten
@@ -52,16 +53,29 @@ _SHAPES: dict[Any, Callable[..., Any]] = {
 }
 
 
+_KERNELS = (DispatchKey.CompositeImplicitAutograd, DispatchKey.Autograd)
+"""Where torch keeps the unrolled forms for tensors that have symbols for lengths."""
+
+
 @contextmanager
 def any_length() -> Iterator[None]:
     """Within it torch's fake tensors take the shapes of recurrent layers from here."""
-    before = {operator: decomposition_table.get(operator) for operator in _SHAPES}
-    decomposition_table.update(_SHAPES)
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(decomposition_table, _SHAPES))
+        for operator, shapes in _SHAPES.items():
+            stack.callback(operator._dispatch_cache.clear)
+            stack.enter_context(_replaced(operator.py_kernels, dict.fromkeys(_KERNELS, shapes)))
+            operator._dispatch_cache.clear()
+        yield
+
+
+@contextmanager
+def _replaced(table: dict[Any, Any], entries: dict[Any, Any]) -> Iterator[None]:
+    before = {key: table[key] for key in entries if key in table}
+    table.update(entries)
     try:
         yield
     finally:
-        for operator, function in before.items():
-            if function is None:
-                decomposition_table.pop(operator, None)
-            else:
-                decomposition_table[operator] = function
+        for key in entries:
+            del table[key]
+        table.update(before)
