@@ -34,6 +34,7 @@ from roast_export.mapping import VERSION, Element, Mapping, Sign
 from roast_export.onnx_dtypes import refuse_bfloat16
 from roast_export.onnx_exact import exact_rewrites
 from roast_export.onnx_pooling import pooling
+from roast_export.onnx_recurrent import recurrent
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
 from roast_export.recurrent_shapes import any_length
 
@@ -161,6 +162,7 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
         torch.ops.roast.embedding.default: embedding,
         torch.ops.roast.linear.default: linear,
         **pooling(standard),
+        **recurrent(standard),
     }
     exact_rewrites()
     try:
