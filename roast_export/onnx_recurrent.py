@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
+
+from roast_export.errors import ExportError
 
 
 def recurrent(standard: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -70,6 +73,18 @@ def recurrent(standard: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
 
     aten = torch.ops.aten
     return {aten.rnn_tanh.input: rnn("Tanh"), aten.rnn_relu.input: rnn("Relu")}
+
+
+def refuse_projections(program: ExportedProgram) -> None:
+    """ExportError for an LSTM with proj_size: ONNX's LSTM has one size for its state and its cell."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.lstm.input:
+            state, cell = (part.meta["val"] for part in node.args[1])
+            if state.shape[2] != cell.shape[2]:
+                raise ExportError(
+                    "an nn.LSTM of this model has a proj_size, and the ONNX operator LSTM has none; export with "
+                    "--to pt2, or leave proj_size out"
+                )
 
 
 def _numbers(standard: Any, value: int) -> Any:

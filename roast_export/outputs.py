@@ -45,6 +45,9 @@ def _runtime_checks(
     try:
         run = runtime.open(str(subject.file.path))
     except Exception as error:
+        if not runtime.complete:
+            _skip(report, runtime, error)
+            return []
         return [failed(runtime.name, "output", "all outputs", "open", error)]
     checks: list[Check] = []
     for done, case in enumerate(cases):
@@ -62,8 +65,7 @@ def _run_case(subject: Subject, runtime: Runtime, run: Run, case: Case, report: 
         outputs = run(feeds)
     except Exception as error:
         if not runtime.complete:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            report.skipped.setdefault(runtime.name, f"it cannot run this model: {reason[:100]}")
+            _skip(report, runtime, error)
             return
         yield failed(runtime.name, "output", "all outputs", case.name, error)
         return
@@ -77,6 +79,11 @@ def _run_case(subject: Subject, runtime: Runtime, run: Run, case: Case, report: 
     for name, expected, actual, bound in zip(names, case.expected, outputs, case.bounds, strict=True):
         if bound is not None:
             yield compare_within(runtime.name, name, case.name, expected, actual, bound)
+
+
+def _skip(report: Report, runtime: Runtime, error: Exception) -> None:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    report.skipped.setdefault(runtime.name, f"it cannot run this model: {reason[:100]}")
 
 
 def _wrong_inputs(subject: Subject, dims: dict[str, Dims]) -> str | None:

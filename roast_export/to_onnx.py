@@ -34,7 +34,7 @@ from roast_export.mapping import VERSION, Element, Mapping, Sign
 from roast_export.onnx_dtypes import refuse_bfloat16
 from roast_export.onnx_exact import exact_rewrites
 from roast_export.onnx_pooling import pooling
-from roast_export.onnx_recurrent import recurrent
+from roast_export.onnx_recurrent import recurrent, refuse_projections
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
 from roast_export.recurrent_shapes import any_length
 
@@ -78,6 +78,7 @@ def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
         InputError: a dimension named in dim_names is not dynamic.
     """
     onnx_ops.register_schemas()
+    refuse_projections(program)
     layers = layers_of(program)
     model = _translate(program, options)
     _name_inputs(model, program)
