@@ -20,7 +20,9 @@ def recurrent(standard: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
     The operator takes the length first, and has an axis for the direction; source: the ONNX operator RNN.
     """
 
-    def layer(x: Any, hidden: Any, weights: Sequence[Sequence[Any]], size: int, activation: str) -> tuple[Any, Any]:
+    def layer(
+        x: Any, hidden: Any, weights: Sequence[Sequence[Any]], size: int, activation: str
+    ) -> tuple[Any, Any]:
         """One layer. weights: of each direction, W_ih, W_hh and, with biases, b_ih and b_hh."""
 
         def stacked(k: int) -> Any:
@@ -82,8 +84,8 @@ def refuse_projections(program: ExportedProgram) -> None:
             state, cell = (part.meta["val"] for part in node.args[1])
             if state.shape[2] != cell.shape[2]:
                 raise ExportError(
-                    "an nn.LSTM of this model has a proj_size, and the ONNX operator LSTM has none; export with "
-                    "--to pt2, or leave proj_size out"
+                    "an nn.LSTM of this model has a proj_size, and the ONNX operator LSTM has none; export "
+                    "with --to pt2, or leave proj_size out"
                 )
 
 
