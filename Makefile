@@ -5,6 +5,7 @@
 #   make zoo       export over a hundred architectures and compare each with its module (an hour; ARGS="bert dlrm" narrows it)
 #   make mutants   change exported files of 16 models in one place each and count what the proof refuses (ARGS="gpt2" narrows it)
 #   make tiles     measure what a network learns with tiles of one shape or another (15 minutes)
+#   make minilm    compress and export a sentence model of 22 million weights, and compare its embeddings (RATIO=10)
 #   make lint      ruff, mypy --strict, clang-format
 #   make native    build the operator libraries into roast_export/lib/
 #   make cross     build the ONNX Runtime library for phones and other systems into build/cross/
@@ -28,10 +29,10 @@ NATIVE_READY := roast_export/lib/.ready
 COMPAT_READY := $(patsubst %,$(VENV)/compat/%/.ready,1.20.1 1.23.2)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup native demo test zoo mutants bench tiles lint vectors clean cross mobile mobile-minimal
+.PHONY: help setup native demo test zoo mutants bench tiles minilm lint vectors clean cross mobile mobile-minimal
 
 help:
-	@sed -n '2,15s/^# \{0,1\}//p' Makefile
+	@sed -n '2,16s/^# \{0,1\}//p' Makefile
 
 # Debian splits ensurepip off into python3-venv; where it is missing, the system's pip fills the gap.
 $(VENV_READY):
@@ -109,6 +110,10 @@ $(MINILM): | $(PACKAGE_READY)
 
 tiles: setup $(MINILM)
 	@$(BIN)/python -m bench.tiles $(MINILM)
+
+# Compresses and exports a sentence model of 22 million weights; about three minutes.
+minilm: setup $(MINILM)
+	@$(BIN)/python -m bench.minilm $(MINILM) $(RATIO)
 
 vectors: $(PACKAGE_READY)
 	@$(BIN)/python tests/vectors/make_vectors.py

@@ -15,6 +15,9 @@ from roast_export.huggingface.tasks import Task
 CLOSE = 0.99
 """Mean cosine from which on a compressed model may stand for the dense one."""
 
+LOST = 0.5
+"""Mean cosine up to which little of the dense model is left."""
+
 SENTENCES = (
     "A man is playing a guitar on the street.",
     "The committee will publish its report next Tuesday.",
@@ -46,8 +49,9 @@ class Fidelity:
         if self.cosine >= CLOSE:
             return f"{found} Measure it on your own data before you ship it."
         return (
-            f"{found} At {ratio:g}x without training the model has lost what it had learned: fine-tune it, "
-            f"or distil it from the dense model, before you ship it. "
+            f"{found} At {ratio:g}x without training the model has lost "
+            f"{'part of ' if self.cosine > LOST else ''}what it had learned: fine-tune it, or distil it from "
+            "the dense model, before you ship it. "
             f"roast_export.huggingface.from_pretrained({folder!r}) gives the model to train; roast-compress "
             "with a lower --ratio loses less."
         )
