@@ -14,7 +14,7 @@ from roast_export.errors import (
 from roast_export.export import export
 from roast_export.importers import convert
 from roast_export.libraries import ort_library_path, torch_library_path
-from roast_export.load import load, save
+from roast_export.load import load
 from roast_export.mapping import Mapping
 from roast_export.modules import (
     RoastConv1d,
@@ -27,6 +27,7 @@ from roast_export.modules import (
 )
 from roast_export.report import Report
 from roast_export.runtimes import create_session
+from roast_export.save import save
 from roast_export.summary import summary
 from roast_export.verify import verify
 

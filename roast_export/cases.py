@@ -1,13 +1,12 @@
-"""Inputs for a proof: the example, other lengths of every dynamic dimension, and edge values."""
+"""Inputs for a proof: the example, other lengths of every dynamic dimension, masks and edge values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -16,13 +15,14 @@ from torch.utils import _pytree as pytree
 from roast_export.arrays import array_of
 from roast_export.compare import Bound
 from roast_export.errors import InputError
-from roast_export.program import ROAST_TARGETS, Dims, Inputs, Program, call, flat_inputs
+from roast_export.golden import Golden
+from roast_export.lengths import WANTED, Dimensions, Shapes
+from roast_export.program import Dims, Inputs, LoadedProgram, Program, call, flat_inputs, input_names
 from roast_export.torch_ops import without_library
+from roast_export.values import SEED, Values
 
-LENGTHS = (1, 2, 3, 5)
-"""Lengths of the dynamic dimensions; those that the model refuses are passed over."""
-
-SEED = 20260
+Unvaried = dict[str, list[tuple[str, int]]]
+"""Dynamic dimensions that had one length wherever the model ran: the inputs and axes that have each."""
 
 SPARE = 4
 """Cases at most that take the place of others."""
@@ -39,25 +39,39 @@ class Case:
     """How far each output may be off, element by element; None where a comparison would prove nothing."""
 
 
-def cases_for(model: nn.Module, program: Program, inputs: Inputs, dims: dict[str, Dims]) -> Iterator[Case]:
-    """The example; random values at other LENGTHS, as far as the model runs there; edge values.
+@dataclass
+class Cases:
+    """What a file is compared on, and which of its dynamic dimensions no case varies."""
+
+    cases: list[Case] = field(default_factory=list)
+    unvaried: Unvaried = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def cases_for(model: nn.Module, program: Program, inputs: Inputs, dims: dict[str, Dims]) -> Cases:
+    """The example; random values at other lengths, as far as the model runs there; masks and edge values.
 
     dims: the lengths of each input, names for dynamic ones. What is expected comes from aten operators.
 
-    Floats and ids are made up. Other integers and booleans (masks, offsets, lengths) have meanings
-    that nobody can guess: they keep the example's values, repeated or cut to the length.
-
     Raises:
-        InputError: the model does not run on its own example.
+        InputError: the model does not run on its own example, or on inputs that it asks for.
     """
-    for number, (name, values) in enumerate(probes(program, inputs, dims)):
+    found, own = Cases(), own_probes(model)
+    must_run = {EXAMPLE, *(name for name, _ in own)}
+
+    def attempt(name: str, values: dict[str, Tensor]) -> bool:
         try:
-            yield _case(model, program, name, values)
+            found.cases.append(_case(model, program, name, values))
         except InputError:
-            if number == 0:
+            if name in must_run:
                 raise
-    for name, own in own_probes(model):
-        yield _case(model, program, name, flat_inputs(program, own))
+            return False
+        return True
+
+    found.unvaried, found.warnings = explore(program, inputs, dims, attempt, own)
+    if isinstance(model, LoadedProgram):
+        _add_goldens(found, model, dims)
+    return found
 
 
 def own_probes(model: nn.Module) -> list[tuple[str, Inputs]]:
@@ -66,62 +80,101 @@ def own_probes(model: nn.Module) -> list[tuple[str, Inputs]]:
     return [] if ask is None else list(ask())
 
 
-def probes(
-    program: Program, inputs: Inputs, dims: dict[str, Dims]
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Names and values of inputs to try; the model may not run on some. The example is the first."""
-    example = flat_inputs(program, inputs)
-    tables = {name: _rows_indexed(program, name) for name, _ in _tensors(example)}
-    rows = {name: min(found) if found else None for name, found in tables.items()}
-    generator = torch.Generator().manual_seed(SEED)
-    yield "example", example
-    for name, shapes in _shapes(example, dims):
-        made = {key: _random(v, shapes[key], rows[key], generator) for key, v in _tensors(example)}
-        yield name, {**example, **made}
-    for name, last in (("edge: zeros, first ids", False), ("edge: ones, last ids", True)):
-        yield name, {**example, **{key: _edge(v, rows[key], last) for key, v in _tensors(example)}}
-
-
-def _tensors(values: dict[str, Any]) -> list[tuple[str, Tensor]]:
-    """Without the arguments that are no tensors: those stay as in the example."""
-    return [(name, value) for name, value in values.items() if isinstance(value, Tensor)]
-
-
 def spare_cases(model: nn.Module, program: Program, inputs: Inputs) -> Iterator[Case]:
     """At most SPARE more cases of random values at the example's lengths."""
     example = flat_inputs(program, inputs)
-    tables = {name: _rows_indexed(program, name) for name, _ in _tensors(example)}
     for number in range(1, SPARE + 1):
-        generator = torch.Generator().manual_seed(SEED + number)
-        values = {
-            name: _random(value, list(value.shape), min(tables[name], default=None), generator)
-            for name, value in _tensors(example)
-        }
         try:
-            yield _case(model, program, f"spare {number}", {**example, **values})
+            yield _case(model, program, f"spare {number}", Values(program, example, SEED + number).random())
         except InputError:
             continue
 
 
-def _shapes(example: dict[str, Tensor], dims: dict[str, Dims]) -> Iterator[tuple[str, dict[str, list[int]]]]:
-    """Shapes of all inputs with other lengths of the dynamic dimensions; the example's if there are none."""
-    symbols = {name: [d if isinstance(d, str) else "" for d in lengths] for name, lengths in dims.items()}
-    dynamic = sorted({symbol for dims in symbols.values() for symbol in dims if symbol})
-    if not dynamic:
-        yield "random", {key: list(value.shape) for key, value in _tensors(example)}
-        return
-    for length in LENGTHS:
-        # Different lengths for different symbols, so that a mixed-up pair shows.
-        lengths = {symbol: length + k for k, symbol in enumerate(dynamic)}
-        yield (
-            "random " + ", ".join(f"{symbol}={n}" for symbol, n in lengths.items()),
-            {
-                key: [lengths.get(s, n) for s, n in zip(symbols[key], value.shape, strict=True)]
-                if key in symbols
-                else list(value.shape)
-                for key, value in _tensors(example)
-            },
+def _add_goldens(found: Cases, model: LoadedProgram, dims: dict[str, Dims]) -> None:
+    """What the module itself gave when the archive was saved, at the lengths that the file takes."""
+    if not model.goldens:
+        found.warnings.append(
+            "The archive holds no values of the module itself, so the file was compared with the module's "
+            "trace alone; save the module again with roast_export.save."
         )
+        return
+    usable = [golden for golden in model.goldens if _fits(golden, dims)]
+    if not usable:
+        found.warnings.append("The archive holds no values of the module at the lengths of this file.")
+    for golden in usable:
+        name = f"golden {golden.name}"
+        if set(golden.inputs) != set(input_names(model.program)):
+            raise InputError(f"the archive's graph takes other inputs than its {name}; save the model again")
+        traced = pytree.tree_leaves(_outputs(model, model.program, golden.inputs))
+        expected = golden.over([leaf for leaf in traced if leaf is not None])
+        if expected is None:
+            raise InputError(f"the archive's graph and its {name} differ in form; save the model again")
+        found.cases.append(_as_case(name, golden.inputs, expected))
+
+
+def _fits(golden: Golden, dims: dict[str, Dims]) -> bool:
+    return all(
+        name in golden.inputs
+        and golden.inputs[name].dim() == len(lengths)
+        and all(isinstance(n, str) or n == m for n, m in zip(lengths, golden.inputs[name].shape, strict=True))
+        for name, lengths in dims.items()
+    )
+
+
+EXAMPLE = "example"
+Attempt = Callable[[str, dict[str, Tensor]], bool]
+"""Called with the name of a probe and its values; says whether the model ran on them."""
+
+
+def explore(
+    program: Program,
+    inputs: Inputs,
+    dims: dict[str, Dims] | None,
+    attempt: Attempt,
+    own: Sequence[tuple[str, Inputs]] = (),
+) -> tuple[Unvaried, list[str]]:
+    """Try everything that a model is compared on, the example first.
+
+    dims: the lengths that a file states; by default the program's own.
+    own: names and inputs that the model asks for.
+
+    Returns the dynamic dimensions that could not be varied, and what a report must say, in full sentences.
+    """
+    example = flat_inputs(program, inputs)
+    values, dimensions = Values(program, example), Dimensions(program, example, dims)
+    ran: list[Shapes] = []
+    attempt(EXAMPLE, example)
+
+    def at_lengths(name: str, shapes: Shapes) -> bool:
+        done = attempt(name, values.random(shapes))
+        if done:
+            ran.append(shapes)
+        return done
+
+    if dimensions.symbols:
+        dimensions.vary(at_lengths)
+    attempt("random", values.random())
+    for name, others in values.others():
+        attempt(name, others)
+    for name, asked in own:
+        tensors = flat_inputs(program, asked)
+        if attempt(name, tensors):
+            ran.append({key: list(v.shape) for key, v in tensors.items() if isinstance(v, Tensor)})
+    unvaried = dimensions.unvaried(ran)
+    few = dimensions.few(ran)
+    warnings = [f"The model ran at fewer than {WANTED} other lengths of {', '.join(few)}."] if few else []
+    return unvaried, warnings
+
+
+def unproved(unvaried: Unvaried) -> str:
+    """What is to be said of dimensions that no case has varied."""
+    one = len(unvaried) == 1
+    return (
+        f"the dimension{'' if one else 's'} {', '.join(unvaried)} {'is' if one else 'are'} called dynamic, "
+        "and the model runs at no other length than the example's; make it fixed (leave it out of --dynamic "
+        "and dynamic_shapes), give an example of another length, or accept it with --allow-unproved "
+        "(allow_unproved=True)"
+    )
 
 
 def arithmetic(program: Program) -> AbstractContextManager[None]:
@@ -137,53 +190,20 @@ _CONTROL = ("cond", "while_loop", "map_impl", "scan", "associative_scan")
 
 
 def _case(model: nn.Module, program: Program, name: str, values: dict[str, Tensor]) -> Case:
+    outputs = _outputs(model, program, values)
+    return _as_case(name, values, [leaf for leaf in pytree.tree_leaves(outputs) if leaf is not None])
+
+
+def _outputs(model: nn.Module, program: Program, values: dict[str, Tensor]) -> Any:
+    # A forward may write into its inputs.
+    copies = {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
     with arithmetic(program):
-        outputs = [leaf for leaf in pytree.tree_leaves(call(model, program, values)) if leaf is not None]
+        return call(model, program, copies)
+
+
+def _as_case(name: str, values: dict[str, Tensor], outputs: list[Any]) -> Case:
     return Case(
         name,
         {key: array_of(value) for key, value in values.items()},
         [array_of(output) for output in outputs],
     )
-
-
-def _random(value: Tensor, shape: list[int], rows: int | None, generator: torch.Generator) -> Tensor:
-    if value.is_floating_point():
-        return torch.randn(shape, generator=generator).to(value.dtype)
-    if rows is not None:
-        return torch.randint(0, rows, shape, generator=generator).to(value.dtype)
-    for axis, length in enumerate(shape):
-        value = value.index_select(axis, torch.arange(length) % max(1, value.shape[axis]))
-    return value
-
-
-def _edge(value: Tensor, rows: int | None, last: bool) -> Tensor:
-    if value.is_floating_point():
-        return torch.full_like(value, 1.0 if last else 0.0)
-    return value if rows is None else torch.full_like(value, rows - 1 if last else 0)
-
-
-_PASSES_ON = {
-    "view", "reshape", "_to_copy", "to", "slice", "select", "unsqueeze", "squeeze", "expand", "contiguous",
-    "clone", "transpose", "permute", "flatten", "split", "chunk", "unbind", "getitem", "alias",
-}  # fmt: skip
-"""Operators whose output holds the same ids as their input."""
-
-
-def _rows_indexed(program: Program, name: str) -> list[int]:
-    """Numbers of rows of the embedding tables that look up an input's values, where a graph shows it."""
-    if not isinstance(program, ExportedProgram):
-        return []
-    start = next(node for node in program.graph.nodes if node.name == name)
-    rows, pending, seen = [], [start], {start}
-    while pending:
-        node = pending.pop()
-        for user in node.users:
-            short = str(getattr(user.target, "__name__", user.target)).partition(".")[0]
-            if ROAST_TARGETS.get(user.target) == "embedding" and user.args[1] is node:
-                rows.append(int(user.args[2][-2]))
-            elif short == "embedding" and len(user.args) > 1 and user.args[1] is node:
-                rows.append(int(user.args[0].meta["val"].shape[0]))
-            elif short in _PASSES_ON and user not in seen:
-                seen.add(user)
-                pending.append(user)
-    return rows

@@ -34,8 +34,8 @@ from roast_export.huggingface.commands import open_model, open_parts
 from roast_export.huggingface.folder import open_folder
 from roast_export.inputs import merge_inputs, parse_dynamic
 from roast_export.inspect import inspect
-from roast_export.load import save
 from roast_export.progress import progress
+from roast_export.save import save
 from roast_export.summary import summary
 from roast_export.to_bundle import export_bundle
 from roast_export.verify_all import verify_all

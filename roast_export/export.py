@@ -60,6 +60,7 @@ def export(
     progress: Progress | None = None,
     atol: float | None = None,
     rtol: float | None = None,
+    allow_unproved: bool = False,
 ) -> Report:
     """Write `model` to `path` and prove the file equal to PyTorch before it is put in place.
 
@@ -76,6 +77,8 @@ def export(
         a name may have other characters in the place of _.
     progress: called with a step's name, how much of it is done, and how much there is.
     atol, rtol: the bound on outputs, as in `verify`.
+    allow_unproved: a dynamic dimension that the model runs at one length of is told in the report;
+        otherwise it is a failure.
 
     Raises:
         InputError: an argument does not fit the model, or nothing in the model is virtual.
@@ -130,7 +133,16 @@ def export(
                 write_pt2(program, target, portable=portable, dim_names=names)
         file = open_artifact(target, trust=True)
         if verify:
-            report = prove(model, program, file, example_inputs, None, atol, rtol, progress)
+            report = prove(
+                model,
+                program,
+                file,
+                example_inputs,
+                atol=atol,
+                rtol=rtol,
+                progress=progress,
+                allow_unproved=allow_unproved,
+            )
         else:
             report = _unproved(model, program, file, example_inputs)
         report.path = os.fspath(path)

@@ -1,4 +1,4 @@
-"""Opening a model file, and writing the archive that opens without the model's code.
+"""Opening a model file; save.py writes the archive that opens without the model's code.
 
 | file | opened as |
 |---|---|
@@ -21,7 +21,6 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,55 +28,13 @@ import torch
 from torch import nn
 
 from roast_export.archive import ARCHIVE_NOTE, runs_code
-from roast_export.calls import facts_of
-from roast_export.errors import ExportError, InputError, LoadError
+from roast_export.errors import InputError, LoadError
 from roast_export.facts import Facts, read_facts
-from roast_export.files import replacing
-from roast_export.fit import relative_errors
+from roast_export.golden import MEMBER, from_text
 from roast_export.import_report import ImportReport
 from roast_export.importers import convert, research_layers, survey
-from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of, quiet
-from roast_export.state import unchanged
+from roast_export.program import LoadedProgram, quiet
 from roast_export.state_layers import bare_model, describe, fill
-from roast_export.storage import own_inputs
-from roast_export.trace import prepared, trace
-from roast_export.truth import hold_to_module
-
-
-def save(model: nn.Module, path: str | os.PathLike[str], example_inputs: Inputs) -> None:
-    """Trace `model` and write one file with graph, arrays and example inputs: a torch.export archive.
-
-    Every dimension that torch.export can prove dynamic stays so; an export can fix it later. The
-    archive holds data only, and opens without the model's code.
-
-    Raises:
-        InputError: the model does not run on the example inputs.
-        ExportError: the model cannot be traced, its trace computes something else than the module, it calls
-            operators of another package, or the file cannot be written.
-    """
-    example_inputs = own_inputs(example_inputs)
-    with evaluation(model), unchanged(model), replacing(path) as target:
-        live, example = prepared(model, example_inputs)
-        program = trace(live, example or example_inputs, every_dimension=True)
-        hold_to_module(live, program, example or example_inputs)
-        note = {
-            "producer": f"roast-export {version('roast-export')}",
-            "layers": {layer.name: layer.mapping.to_list() for layer in layers_of(program)},
-            "errors": relative_errors(model),
-            "facts": facts_of(live),
-        }
-        for node in program.graph.nodes:
-            # Where the user's code lies is nobody's business but theirs.
-            node.meta.pop("stack_trace", None)
-        with quiet():
-            torch.export.save(program, target, extra_files={ARCHIVE_NOTE: json.dumps(note)})
-        reason = runs_code(target)
-        if reason is not None:
-            raise ExportError(
-                f"the archive would not open, because it needs code of another package ({reason}); choose an "
-                "implementation in torch's own operators (for the experts of a transformers model: "
-                "model.set_experts_implementation('batched_mm'))"
-            )
 
 
 def load(
@@ -217,10 +174,11 @@ def _open_archive(path: Path, trust: bool) -> nn.Module:
         reason = None if trust else runs_code(path)
         if reason is None:
             with quiet():
-                extra = {ARCHIVE_NOTE: ""}
+                extra = {ARCHIVE_NOTE: "", MEMBER: ""}
                 program = torch.export.load(path, extra_files=extra)
                 loaded = LoadedProgram(program, _facts(extra[ARCHIVE_NOTE]))
                 loaded.roast_errors = _errors(extra[ARCHIVE_NOTE])
+                loaded.goldens = from_text(extra[MEMBER]) if extra[MEMBER] else []
                 return loaded
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -6,16 +6,13 @@ from collections.abc import Iterator
 
 from roast_export.artifact import Tell
 from roast_export.case_bounds import bounded
-from roast_export.cases import Case, cases_for, spare_cases
+from roast_export.cases import Case, cases_for, spare_cases, unproved
 from roast_export.compare import compare_within, failed
 from roast_export.errors import RoastError
 from roast_export.program import Dims, flat_inputs
 from roast_export.report import Check, Report
 from roast_export.runtimes import Run, Runtime
 from roast_export.subject import Subject
-
-FEWEST_LENGTHS = 3
-"""Lengths of the dynamic dimensions, beside the example's, below which the report warns."""
 
 
 def output_checks(subject: Subject, usable: list[Runtime], report: Report, tell: Tell) -> list[Check]:
@@ -25,13 +22,14 @@ def output_checks(subject: Subject, usable: list[Runtime], report: Report, tell:
     wrong = _wrong_inputs(subject, dims)
     if wrong is not None:
         return [failed("file", "output", "inputs", "names and shapes", RoastError(wrong))]
-    made = list(cases_for(subject.model, subject.program, subject.inputs, dims))
-    dynamic = any(isinstance(length, str) for lengths in dims.values() for length in lengths)
-    lengths = sum(case.name.startswith("random ") for case in made)
-    if dynamic and lengths < FEWEST_LENGTHS:
-        report.warnings.append(f"the model ran at only {lengths} other lengths of its dynamic dimensions")
+    found = cases_for(subject.model, subject.program, subject.inputs, dims)
+    report.warnings += found.warnings
     spare = spare_cases(subject.model, subject.program, subject.inputs)
-    cases, checks = bounded(subject, made, spare, report.warnings, tell)
+    cases, checks = bounded(subject, found.cases, spare, report.warnings, tell)
+    if found.unvaried and not subject.allow_unproved:
+        checks.append(failed("file", "output", "dynamic lengths", "", RoastError(unproved(found.unvaried))))
+    elif found.unvaried:
+        report.warnings.append(f"Not proved at any other length: {', '.join(found.unvaried)}.")
     for number, runtime in enumerate(usable):
         tell(f"outputs in {runtime.name}", number, len(usable))
         checks += _runtime_checks(subject, runtime, cases, report, tell)

@@ -21,6 +21,7 @@ from roast_export.calls import arguments as arguments
 from roast_export.calls import by_name, run
 from roast_export.calls import split as split
 from roast_export.errors import ExportError, InputError, MappingError
+from roast_export.golden import Golden
 from roast_export.mapping import Mapping
 from roast_export.modes import evaluation as evaluation
 from roast_export.modes import quiet as quiet
@@ -60,6 +61,7 @@ class LoadedProgram(nn.Module):
         self.facts = [*facts, *make_plain(program)]
         self.program = program = canonical(program)
         self.roast_errors: dict[str, float] = {}
+        self.goldens: list[Golden] = []
         self.graph = program.module(check_guards=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

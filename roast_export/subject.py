@@ -22,6 +22,8 @@ class Subject:
     inputs: Inputs
     limits: Limits | None = None
     """The bound on outputs that the user sets; without one it is measured (bounds.py)."""
+    allow_unproved: bool = False
+    """Whether a dynamic dimension that no case varies is told in the report, and no failure."""
 
     @property
     def virtual_elements(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Collection
 from contextlib import redirect_stderr
 from typing import Any
 
@@ -36,7 +37,8 @@ def prepared(model: nn.Module, inputs: Inputs | None) -> tuple[nn.Module, dict[s
             raise InputError(
                 "a live module needs example_inputs (--input NAME:DTYPE[DIMS] or --inputs FILE.npz)"
             )
-        return plain(model, inputs)
+        with unchanged(model):
+            return plain(model, inputs)
     if inputs is None:
         return model, None
     args, kwargs = split(inputs)
@@ -44,11 +46,17 @@ def prepared(model: nn.Module, inputs: Inputs | None) -> tuple[nn.Module, dict[s
 
 
 def trace(
-    model: nn.Module, inputs: Inputs, dynamic_shapes: Any = None, *, every_dimension: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    dynamic_shapes: Any = None,
+    *,
+    every_dimension: bool = False,
+    fixed: Collection[tuple[str, int]] = (),
 ) -> ExportedProgram:
     """torch.export with `every_dimension` as dynamic as it can be, or as `dynamic_shapes` says.
 
     dynamic_shapes: as torch.export takes it, or {"input": {axis: "name"}}, or "name[min..max]" with bounds.
+    fixed: with every_dimension, (input, axis) of the dimensions that stay at the example's lengths.
 
     Raises:
         InputError: the example inputs do not run, or a dimension asked for cannot be dynamic.
@@ -58,12 +66,10 @@ def trace(
         return model.program
     made, example = plain(model, inputs)
     if every_dimension:
-        example = _without_ones(
-            made, example, {name: set(range(v.dim())) & {0} for name, v in example.items()}
-        )
-        return _held_together(
-            made, example, {name: [Dim.AUTO] * value.dim() for name, value in example.items()}
-        )
+        axes = {n: [axis for axis in range(v.dim()) if (n, axis) not in fixed] for n, v in example.items()}
+        example = _without_ones(made, example, {name: {0} & set(free) for name, free in axes.items()})
+        hints = {name: dict.fromkeys(free, Dim.AUTO) or None for name, free in axes.items()}
+        return _held_together(made, example, hints)
     shapes = flat_shapes(made, dynamic_shapes)
     asked = named_axes(example, shapes)
     if not asked:

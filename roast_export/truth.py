@@ -19,16 +19,14 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from roast_export.cases import arithmetic, probes
+from roast_export.cases import EXAMPLE, Unvaried, arithmetic, explore
 from roast_export.errors import ExportError, InputError
 from roast_export.program import (
-    Dims,
     Inputs,
     LoadedProgram,
     Program,
     call,
     flat_inputs,
-    lengths_of,
     output_names,
 )
 from roast_export.state import Snapshot, written_buffers
@@ -46,6 +44,8 @@ class Truth:
 
     probes: list[tuple[str, dict[str, Tensor], list[Tensor]]] = field(default_factory=list)
     """Name, inputs and outputs of each probe on which the module ran, the example first."""
+    unvaried: Unvaried = field(default_factory=dict)
+    """Dynamic dimensions of the trace that no probe varied."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -78,18 +78,24 @@ def hold_to_module(model: nn.Module, program: Program, inputs: Inputs) -> Truth:
     expected = run.module(example)
     _refuse_state(run, example)
     _refuse_changes(run, example, expected)
-    for name, values in probes(program, inputs, _dims(program, example)):
+
+    def attempt(name: str, values: dict[str, Tensor]) -> bool:
         try:
             found = run.module(values)
         except InputError:
-            continue
+            if name == EXAMPLE:
+                raise
+            return False
         difference = run.difference(name, found, values)
         if difference is not None and not difference.ran and _other_lengths(values, example):
-            # A file that refuses a length is no wrong file: which lengths it takes is proved later.
-            continue
+            # A file that refuses a length is no wrong file: which lengths it takes is what is tried here.
+            return False
         if difference is not None:
             raise ExportError(_message(run, difference, values))
         truth.probes.append((name, values, found))
+        return True
+
+    truth.unvaried, truth.warnings = explore(program, inputs, None, attempt)
     return truth
 
 
@@ -174,18 +180,6 @@ def _amount(a: Any, b: Any) -> tuple[float, float]:
     bound = ROUNDINGS * torch.finfo(a.dtype).eps * scale if floats else 0.0
     amount = float(gap.max())
     return (amount if amount > bound else 0.0), scale
-
-
-def _dims(program: ExportedProgram, example: dict[str, Any]) -> dict[str, Dims]:
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    return {
-        name: [
-            length if isinstance(length, int) else str(length)
-            for length in lengths_of(nodes[name].meta["val"])
-        ]
-        for name, value in example.items()
-        if isinstance(value, Tensor)
-    }
 
 
 def _refuse_state(run: _Runs, example: dict[str, Tensor]) -> None:

@@ -71,6 +71,7 @@ def verify(
     progress: Progress | None = None,
     trust: bool = False,
     require: Sequence[str] = (),
+    allow_unproved: bool = False,
 ) -> Report:
     """Compare an exported file with the model it came from. A mismatch is in the report, not raised.
 
@@ -81,6 +82,8 @@ def verify(
     atol, rtol: the bound on outputs is atol + rtol * max|y|, and one that is not given counts as 0;
         without either it is measured for each output (bounds.py).
     trust: the file comes from someone you trust with running code on this machine.
+    allow_unproved: a dimension that the file calls dynamic, and that the model runs at one length of, is
+        told in the report; otherwise it is a failure.
 
     Raises:
         InputError: no example inputs for a live module, or a runtime that is not known.
@@ -91,7 +94,9 @@ def verify(
     with evaluation(model), unchanged(model):
         model, example_inputs = prepared(model, example_inputs)
         program = program_for(file, model, example_inputs, {})
-        return prove(model, program, file, example_inputs, runtimes, atol, rtol, progress, require)
+        return prove(
+            model, program, file, example_inputs, runtimes, atol, rtol, progress, require, allow_unproved
+        )
 
 
 def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
@@ -179,6 +184,7 @@ def prove(
     rtol: float | None = None,
     progress: Progress | None = None,
     require: Sequence[str] = (),
+    allow_unproved: bool = False,
 ) -> Report:
     """`verify` with the traced program at hand."""
     began = time.perf_counter()
@@ -192,6 +198,7 @@ def prove(
         layers=layers_of(program),
         inputs=inputs,
         limits=limits_of(atol, rtol),
+        allow_unproved=allow_unproved,
     )
     report = gate.describe(subject)
     report.warnings += facts_of(model)

@@ -12,6 +12,7 @@ from roast_export.all_runtimes import all_runtimes
 from roast_export.errors import InputError
 from roast_export.matrix import Matrix
 from roast_export.program import Inputs, Program, evaluation
+from roast_export.state import unchanged
 from roast_export.trace import prepared
 from roast_export.verify import Progress, open_artifact, program_for, prove
 
@@ -26,6 +27,7 @@ def verify_all(
     atol: float | None = None,
     rtol: float | None = None,
     trust: bool = False,
+    allow_unproved: bool = False,
     name: str | None = None,
     showing: Callable[[], AbstractContextManager[Progress | None]] = nullcontext,
 ) -> Matrix:
@@ -50,10 +52,12 @@ def verify_all(
         matrix.lacking = [runtime for runtime in matrix.lacking if runtime not in known]
         # What no file takes is left to the matrix.
         needed = [runtime for runtime in require if runtime in known]
-        with showing() as progress, evaluation(model):
+        with showing() as progress, evaluation(model), unchanged(model):
             live, example = prepared(model, example_inputs)
             program = program_for(file, live, example, programs)
-            report = prove(live, program, file, example, runtimes, atol, rtol, progress, needed)
+            report = prove(
+                live, program, file, example, runtimes, atol, rtol, progress, needed, allow_unproved
+            )
         report.model = matrix.model
         matrix.reports.append(report)
     return matrix
