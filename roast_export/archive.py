@@ -120,7 +120,12 @@ def _json_reason(tree: Any, key: str = "") -> str | None:
     if isinstance(tree, dict):
         if "__enum__" in tree or tree.get("type") == "collections.defaultdict":
             return "an import"
-        items = ((_json_reason(name) or _json_reason(value, name)) for name, value in tree.items())
+        # torch names the range of a derived length by its expression (s27 + s64), and looks it up by that.
+        items = (
+            (not (key == "range_constraints" and _is_shape_expression(name)) and _json_reason(name))
+            or _json_reason(value, name)
+            for name, value in tree.items()
+        )
         return next((found for found in items if found), None)
     if isinstance(tree, list):
         return next((found for item in tree if (found := _json_reason(item, key))), None)

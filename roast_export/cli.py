@@ -24,6 +24,7 @@ from roast_export.cli_options import (
     report_option,
     reported,
     save_report,
+    unproved_option,
     version_option,
 )
 from roast_export.compress import compress
@@ -78,6 +79,7 @@ from roast_export.verify_all import verify_all
 @click.option("--delegate", type=click.Choice(["xnnpack"]), help="Runs what is not virtual (executorch).")
 @click.option("--no-verify", is_flag=True, help="Put the file in place without the proof.")
 @bound_options
+@unproved_option
 @click.option(
     "--bundle",
     type=click.Choice(list(PLATFORMS)),
@@ -113,6 +115,7 @@ def export_command(
     no_verify: bool,
     atol: float | None,
     rtol: float | None,
+    allow_unproved: bool,
     bundle: str | None,
     report_path: Path | None,
 ) -> None:
@@ -133,6 +136,7 @@ def export_command(
             "delegate": delegate,
             "atol": atol,
             "rtol": rtol,
+            "allow_unproved": allow_unproved,
         }
         export_folder(model, output, to, task, report_path, trust, verify=not no_verify, **forms)
         return
@@ -143,7 +147,7 @@ def export_command(
     dynamic = parse_dynamic(dynamic_specs, examples)
     loaded = opened(model, factory, trust, facts, keep_dense)
     common: dict[str, Any] = {"example_inputs": examples, "dynamic_shapes": dynamic, "opset": opset}
-    common |= {"atol": atol, "rtol": rtol}
+    common |= {"atol": atol, "rtol": rtol, "allow_unproved": allow_unproved}
     with progress() as show:
         common["progress"] = show
         if bundle is not None:
@@ -166,6 +170,7 @@ def export_command(
 @click.option("--runtime", "chosen", multiple=True, metavar="NAME", help="Only this one, or all.")
 @click.option("--require", multiple=True, metavar="NAME", help="This one too, or fail. Repeatable.")
 @bound_options
+@unproved_option
 @report_option
 @debug_option
 @version_option
@@ -183,6 +188,7 @@ def verify_command(
     require: Sequence[str],
     atol: float | None,
     rtol: float | None,
+    allow_unproved: bool,
     report_path: Path | None,
 ) -> None:
     """Compare each EXPORTED file with MODEL in every runtime at hand."""
@@ -206,6 +212,7 @@ def verify_command(
         atol=atol,
         rtol=rtol,
         trust=trust,
+        allow_unproved=allow_unproved,
         name=str(model),
         showing=progress,
     )

@@ -87,6 +87,11 @@ bound_options = together(
         help="Bound on outputs, relative to the largest value of each.",
     ),
 )
+unproved_option = click.option(
+    "--allow-unproved",
+    is_flag=True,
+    help="Accept a dynamic dimension that the model runs at one length of; the report tells it.",
+)
 report_option = click.option(
     "--report",
     "report_path",

@@ -35,11 +35,13 @@ def export_bundle(
     progress: Progress | None = None,
     atol: float | None = None,
     rtol: float | None = None,
+    allow_unproved: bool = False,
 ) -> Report:
     """Prove an ONNX file of `model`, and write it with what `platform` needs into a new folder.
 
     platform: one of bundle.PLATFORMS. The golden values in it are the example and PyTorch's outputs.
     atol, rtol: the bound on outputs, as in `verify`, also for the golden values.
+    allow_unproved: as in export.
 
     Raises:
         InputError, ExportError, VerificationError: as export and bundle.write. Nothing is left behind.
@@ -60,6 +62,7 @@ def export_bundle(
             progress=progress,
             atol=atol,
             rtol=rtol,
+            allow_unproved=allow_unproved,
         )
         with evaluation(model), torch_ops.without_library(), torch.no_grad():
             model, example = prepared(model, example_inputs)
