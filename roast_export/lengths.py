@@ -114,6 +114,13 @@ class Dimensions:
     def vary(self, attempt: Attempt) -> None:
         """Try lengths until each dimension has run at WANTED others, or what is left is refused."""
         ran: dict[Any, set[int]] = {symbol: set() for symbol in self.symbols}
+        derived = [
+            (name, axis)
+            for name, exprs in self.exprs.items()
+            for axis, expr in enumerate(exprs)
+            if isinstance(expr, sympy.Expr) and not expr.is_Symbol
+        ]
+        seen: dict[tuple[str, int], set[int]] = {place: set() for place in derived}
         tried: set[tuple[int, ...]] = set()
         for groups, others_fixed in self._plans():
             for chosen in self._choices(groups, others_fixed, ran):
@@ -129,7 +136,9 @@ class Dimensions:
                     for symbol, length in chosen.items():
                         if length != self.symbols[symbol].example:
                             ran[symbol].add(length)
-                if all(len(lengths) >= WANTED for lengths in ran.values()):
+                    for name, axis in derived:
+                        seen[name, axis] |= {shapes[name][axis]} - {self.example[name][axis]}
+                if all(len(lengths) >= WANTED for lengths in [*ran.values(), *seen.values()]):
                     return
 
     def _plans(self) -> Iterator[tuple[list[list[Any]], bool]]:

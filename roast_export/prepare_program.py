@@ -45,6 +45,22 @@ def canonical(program: ExportedProgram, names: WeightNames | None = None) -> Exp
     return program
 
 
+def forget_derived_ranges(program: ExportedProgram) -> None:
+    """Ranges of symbols alone, not of expressions of them (s27 + s64), for a program that torch has loaded.
+
+    torch takes both out of an archive, and its passes over the graph then fail at the expressions.
+    """
+    derived = [key for key in program.range_constraints if not key.is_Symbol]
+    for key in derived:
+        del program.range_constraints[key]
+    values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
+    lengths = [n.node for v in values if isinstance(v, torch.Tensor) for n in v.shape if hasattr(n, "node")]
+    if lengths:
+        ranges = lengths[0].shape_env.var_to_range
+        for key in [key for key in ranges if not key.is_Symbol]:
+            del ranges[key]
+
+
 def unused_layers(program: Any) -> list[str]:
     """Names of the virtual weights on which no output of the model depends."""
     if not isinstance(program, ExportedProgram):

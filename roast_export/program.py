@@ -26,7 +26,7 @@ from roast_export.mapping import Mapping
 from roast_export.modes import evaluation as evaluation
 from roast_export.modes import quiet as quiet
 from roast_export.plain_program import make_plain
-from roast_export.prepare_program import canonical, layer_name
+from roast_export.prepare_program import canonical, forget_derived_ranges, layer_name
 from roast_export.subgraphs import Part, parts_of
 
 Dims = list[int | str]
@@ -58,6 +58,7 @@ class LoadedProgram(nn.Module):
         super().__init__()
         # Guards are Python source in the archive; shapes are checked by running the model.
         program._guards_code = []
+        forget_derived_ranges(program)
         self.facts = [*facts, *make_plain(program)]
         self.program = program = canonical(program)
         self.roast_errors: dict[str, float] = {}
