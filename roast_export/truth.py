@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from roast_export.cases import EXAMPLE, Unvaried, arithmetic, explore
+from roast_export.cases import EXAMPLE, Unvaried, arithmetic, explore, own_probes
 from roast_export.errors import ExportError, InputError
 from roast_export.program import (
     Inputs,
@@ -95,7 +95,7 @@ def hold_to_module(model: nn.Module, program: Program, inputs: Inputs) -> Truth:
         truth.probes.append((name, values, found))
         return True
 
-    truth.unvaried, truth.warnings = explore(program, inputs, None, attempt)
+    truth.unvaried, truth.warnings = explore(program, inputs, None, attempt, own_probes(model))
     return truth
 
 
