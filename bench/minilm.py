@@ -6,8 +6,10 @@ mean pooling written out here.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import onnxruntime
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from roast_export import cli, huggingface
+from roast_export import huggingface
 from roast_export.huggingface.fidelity import SENTENCES
 
 BOUND = 1e-5
@@ -33,9 +35,10 @@ def embeddings(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> np.nda
 def route(minilm: Path, ratio: float, folder: Path) -> bool:
     """Whether the exported file gives the embeddings of the compressed model, and not those of another."""
     small, out = folder / "compressed", folder / "onnx"
-    arguments = [str(minilm), "--ratio", f"{ratio:g}", "-o", str(small)]
-    cli.compress_command(arguments, standalone_mode=False)
-    cli.export_command([str(small), "--to", "onnx", "-o", str(out)], standalone_mode=False)
+    scripts = Path(sys.executable).parent
+    run = partial(subprocess.run, check=True)
+    run([scripts / "roast-compress", minilm, "--ratio", f"{ratio:g}", "-o", small])
+    run([scripts / "roast-export", small, "--to", "onnx", "-o", out])
 
     tokenizer = AutoTokenizer.from_pretrained(out)
     batch = dict(tokenizer(list(SENTENCES), padding=True, return_tensors="pt"))

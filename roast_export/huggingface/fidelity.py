@@ -61,11 +61,13 @@ def fidelity(folder: Folder, task: Task, dense: nn.Module, compressed: nn.Module
     """Compare the two on a few sentences where there is a tokenizer, else on random inputs."""
     ours, theirs = (parts_of(folder, model, task)[0] for model in (compressed, dense))
     batches = _sentences(folder, list(ours.inputs)) or _rows(ours.inputs)
-    name = next(reversed(task.outputs))
     cosines = []
     for batch in batches:
         with torch.no_grad():
-            a, b = (part.module.eval()(**batch)[name].flatten().double() for part in (ours, theirs))
+            outputs = [part.module.eval()(**batch) for part in (ours, theirs)]
+        # The last output: of a sentence model its embedding, of an encoder what its decoder looks at.
+        name = next(reversed(outputs[0]))
+        a, b = (output[name].flatten().double() for output in outputs)
         cosines.append(torch.nn.functional.cosine_similarity(a, b, dim=0).item())
     text = "input_ids" in ours.inputs and len(batches) == len(SENTENCES)
     return Fidelity(name, sum(cosines) / len(cosines), len(batches), text)

@@ -10,15 +10,22 @@ from torch import Tensor, nn
 
 from roast_export.errors import InputError
 from roast_export.huggingface.cached_model import CachedModel, empty_cache
+from roast_export.huggingface.encoder_decoder import DecoderModel, EncoderModel
 from roast_export.huggingface.folder import Folder
 from roast_export.huggingface.sentence import SentenceModel, modules_after
 from roast_export.huggingface.task_model import TaskModel, parameters_of
-from roast_export.huggingface.tasks import BATCH, PAST, SEQUENCE, TOTAL, Task
+from roast_export.huggingface.tasks import BATCH, DECODED, ENCODED, PAST, SEQUENCE, TOTAL, Task
 
 ROWS, TOKENS, PADDED, PAST_TOKENS = 2, 8, 3, 5
 """The example: rows, tokens, how many of the second row's are padding, and how many are earlier ones."""
 
 SEED = 20261
+
+DECODES = ("text2text-generation", "automatic-speech-recognition", "feature-extraction")
+"""Tasks for which a model of an encoder and a decoder needs the tokens that it decodes."""
+
+OTHER_INPUTS = {"pixel_values", "input_features", "input_values"}
+"""Inputs beside text of models that take several kinds."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ def parts_of(folder: Folder, model: nn.Module, task: Task) -> list[Part]:
     config: Any = model.config
     if task.name == "text-generation-with-past":
         return [_cached_decoder(model, config)]
+    if config.is_encoder_decoder and task.name.startswith(DECODES):
+        return _encoder_and_decoder(model, config, task)
     base = _base(model) if task.name in ("feature-extraction", "sentence-similarity") else model
     inputs, dynamic = _inputs(base, config, task)
     if task.name == "sentence-similarity":
@@ -62,11 +71,22 @@ def _base(model: Any) -> nn.Module:
 
 def _inputs(model: nn.Module, config: Any, task: Task) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
     kind = model.main_input_name
+    if kind == "input_ids" and (others := OTHER_INPUTS & parameters_of(model)):
+        raise InputError(
+            f"{type(model).__name__} takes {', '.join(sorted(others))} beside text, for which this command "
+            "knows no example; export its parts, or the model, in Python with roast_export.export and "
+            "example_inputs of your own"
+        )
     if kind == "input_ids":
         causal = task.name == "text-generation"
         return text_inputs(model, config, choices=task.name == "multiple-choice", causal=causal)
     if kind == "pixel_values":
         return _image_inputs(model, config)
+    if kind == "input_features" and {"num_mel_bins", "max_source_positions"} <= set(config.to_dict()):
+        # Whisper pads sound to the length that it was trained with: two frames to a position.
+        shape = (ROWS, config.num_mel_bins, 2 * config.max_source_positions)
+        features = torch.randn(shape, generator=_generator())
+        return {"input_features": features}, {"input_features": {0: BATCH}}
     if kind == "input_values":
         return _sound_inputs(config)
     raise InputError(
@@ -120,6 +140,30 @@ def _cached_decoder(model: nn.Module, config: Any) -> Part:
         {**dynamic, **{name: dict(axes) for name in names}},
         names,
     )
+
+
+def _encoder_and_decoder(model: nn.Module, config: Any, task: Task) -> list[Part]:
+    """What encodes, and what gives logits of the tokens so far."""
+    if task.past or task.name == "feature-extraction":
+        raise InputError(
+            f"--task {task.name}: {type(model).__name__} has an encoder and a decoder, which are exported "
+            "for their logits and without a cache: leave --task out, or use roast_export.export in Python "
+            "with example_inputs of your own"
+        )
+    encoder = EncoderModel(model).eval()
+    inputs, dynamic = _inputs(model, config, task)
+    dynamic = {k: {0: BATCH, 1: ENCODED} if len(axes) > 1 else axes for k, axes in dynamic.items()}
+    with torch.no_grad():
+        states = encoder(**inputs)["last_hidden_state"]
+    tokens = torch.randint(1, config.vocab_size, (ROWS, PAST_TOKENS), generator=_generator())
+    given = {"input_ids": tokens, "encoder_hidden_states": states}
+    axes = {"input_ids": {0: BATCH, 1: DECODED}, "encoder_hidden_states": {0: BATCH}}
+    if "attention_mask" in inputs:
+        given["encoder_attention_mask"] = inputs["attention_mask"]
+        axes["encoder_attention_mask"] = {0: BATCH, 1: ENCODED}
+        axes["encoder_hidden_states"] = {0: BATCH, 1: ENCODED}
+    decoder = DecoderModel(model).eval()
+    return [Part("encoder_model", encoder, inputs, dynamic), Part("decoder_model", decoder, given, axes)]
 
 
 def positions(mask: Tensor) -> Tensor:
