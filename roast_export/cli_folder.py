@@ -114,8 +114,8 @@ def compress_into(
     output = output or Path(f"{model.resolve().name}-{ratio:g}x")
     if output.resolve() == model.resolve():
         raise ExportError(f"{output} is the model itself; choose another output with -o")
-    compressed, found = compress_folder(model, output, ratio, task, trust=trust, **options)
+    compressed, cost = compress_folder(model, output, ratio, task, trust=trust, **options)
     click.echo(str(summary(compressed)))
     size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     click.echo(f"wrote {output}, {size:,} bytes of weights")
-    click.echo(found.sentence(ratio, str(output)))
+    click.echo(cost)

@@ -12,7 +12,7 @@ from torch import nn
 from roast_export.compress import compress
 from roast_export.errors import InputError
 from roast_export.huggingface.beside import copy_beside, copy_pipeline, new_folder
-from roast_export.huggingface.fidelity import Fidelity, fidelity
+from roast_export.huggingface.fidelity import fidelity
 from roast_export.huggingface.folder import Folder, imported, open_folder
 from roast_export.huggingface.loading import load_folder
 from roast_export.huggingface.parts import Part, parts_of
@@ -57,8 +57,8 @@ def open_model(folder: Folder, *, trust: bool, **options: Any) -> nn.Module:
 
 def compress_folder(
     path: Path, output: Path, ratio: float, task: str | None, *, trust: bool, **options: Any
-) -> tuple[nn.Module, Fidelity]:
-    """Compress the model of a folder into a folder that loads again; what became of it.
+) -> tuple[nn.Module, str]:
+    """Compress the model of a folder into a folder that loads again, and say what it cost.
 
     options: as `compress` takes them.
 
@@ -78,8 +78,17 @@ def compress_folder(
         cast(Any, compressed).save_pretrained(place)
         copy_beside(folder, place)
         without_past = TASKS[chosen.name.removesuffix("-with-past")]
-        found = fidelity(folder, without_past, dense, compressed)
-    return compressed, found
+        cost = _cost(folder, without_past, dense, compressed, ratio, output)
+    return compressed, cost
+
+
+def _cost(
+    folder: Folder, task: Task, dense: nn.Module, compressed: nn.Module, ratio: float, output: Path
+) -> str:
+    try:
+        return fidelity(folder, task, dense, compressed).sentence(ratio, str(output))
+    except InputError as error:
+        return f"What compressing cost was not measured: {error}."
 
 
 def quiet_transformers() -> None:
