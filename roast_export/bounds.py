@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from roast_export.arrays import array_of, tensor_of
 from roast_export.compare import Array, Bound
+from roast_export.modes import quiet
 from roast_export.program import Program, call
 from roast_export.rounding import Rounding
 
@@ -52,14 +53,19 @@ def measured_bounds(
     model: nn.Module, feeds: dict[str, Array], run: Callable[[dict[str, Tensor]], list[Array]]
 ) -> list[Bound]:
     """The bound of each value that `run` gives for these inputs. Buffers of `model` are left as they are."""
-    runs = []
+
+    def moved(seed: int, sign: int) -> list[Array]:
+        mode = Rounding(seed, sign)
+        values = {name: mode.moved(tensor_of(value)) for name, value in feeds.items()}
+        with mode:
+            found = run(values)
+        if not mode.opaque:
+            return found
+        with quiet(), torch.backends.mkldnn.flags(enabled=False), Rounding(seed, sign):
+            return run(values)
+
     with _kept_state(model), torch.random.fork_rng(devices=[]), torch.no_grad():
-        for seed in SEEDS:
-            for sign in (1, -1):
-                mode = Rounding(seed, sign)
-                values = {name: mode.moved(tensor_of(value)) for name, value in feeds.items()}
-                with mode:
-                    runs.append(run(values))
+        runs = [moved(seed, sign) for seed in SEEDS for sign in (1, -1)]
     return [bound_of(list(found)) for found in zip(*runs, strict=True)]
 
 
