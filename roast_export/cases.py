@@ -17,6 +17,7 @@ from roast_export.compare import Bound
 from roast_export.errors import InputError
 from roast_export.golden import Golden
 from roast_export.lengths import WANTED, Dimensions, Shapes
+from roast_export.modes import checked_lengths
 from roast_export.program import Dims, Inputs, LoadedProgram, Program, call, flat_inputs, input_names
 from roast_export.torch_ops import without_library
 from roast_export.values import SEED, Values
@@ -146,7 +147,8 @@ def explore(
     attempt(EXAMPLE, example)
 
     def at_lengths(name: str, shapes: Shapes) -> bool:
-        done = attempt(name, values.random(shapes))
+        with checked_lengths():
+            done = attempt(name, values.random(shapes))
         if done:
             ran.append(shapes)
         return done

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import transformer
 
 
@@ -46,3 +47,13 @@ def quiet() -> Iterator[None]:
         transformer._detect_is_causal_mask = detect
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def checked_lengths() -> Iterator[None]:
+    """Attention that refuses keys and values of different lengths.
+
+    torch's fused kernel for the CPU does not compare them, and reads past the end of the shorter one.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

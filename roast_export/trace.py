@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from roast_export.calls import Axis, Inputs, PlainModel, by_name, plain, run, split
 from roast_export.dimensions import Axes, flat_shapes, named_axes
 from roast_export.errors import ExportError, InputError
-from roast_export.modes import quiet
+from roast_export.modes import checked_lengths, quiet
 from roast_export.modules import virtual_weights
 from roast_export.plain_program import legal_names, name_inputs
 from roast_export.prepare_program import canonical
@@ -144,7 +144,7 @@ def _runs(graph: nn.Module, program: ExportedProgram, example: dict[str, Tensor]
         n = grown[name].shape[axis]
         grown[name] = grown[name].index_select(axis, torch.arange(n + 1) % n)
     try:
-        with quiet():
+        with quiet(), checked_lengths():
             call(graph, program, grown)
     except InputError:
         return False
