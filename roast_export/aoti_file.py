@@ -101,6 +101,7 @@ def open_aoti_file(path: Path) -> AotiFile:
         target="aoti",
         layers=[weight.layer() for weight in note.weights],
         inputs=note.inputs,
+        ranges=note.ranges,
         outputs=note.outputs,
         array_bytes=note.array_bytes,
         note=note,

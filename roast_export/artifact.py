@@ -43,6 +43,8 @@ class Artifact(ABC):
     names_weights: bool = True
     """Whether its weights can be read back one by one."""
     warnings: list[str] = field(default_factory=list)
+    ranges: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    """Least and most length of the dynamic dimensions that have bounds, by name."""
     spelled: dict[str, str] = field(default_factory=dict)
     """What the file itself calls an input, where that is no identifier."""
 

@@ -88,7 +88,7 @@ class PlainModel(nn.Module):
         """Whether the model itself takes these tensors by these names."""
         args, kwargs = self.template
         return (
-            all(isinstance(value, _Hole) for value in [*args, *kwargs.values()])
+            all(isinstance(value, Hole) for value in [*args, *kwargs.values()])
             and [*inspect.signature(self.__dict__["original"].forward).bind(*args, **kwargs).arguments]
             == self.names
         )
@@ -199,7 +199,7 @@ def original(model: nn.Module) -> nn.Module:
     return found
 
 
-class _Hole:
+class Hole:
     """The place of the k-th tensor."""
 
     def __init__(self, k: int) -> None:
@@ -242,7 +242,7 @@ def _holed(value: Any, path: list[str], tensors: dict[str, Tensor], facts: list[
     if isinstance(value, Tensor):
         name = _free("_".join(path), tensors)
         tensors[name] = _own(value, name)
-        return _Hole(len(tensors) - 1)
+        return Hole(len(tensors) - 1)
     if isinstance(value, CONSTANTS):
         facts.append(
             f"The argument {'.'.join(path)} was {value!r} in the example; the file computes with that value."
@@ -265,7 +265,7 @@ def holes(template: Any, along: Any) -> Iterator[tuple[int, Any]]:
     """
     if along is None or isinstance(template, CONSTANTS):
         return
-    if isinstance(template, _Hole):
+    if isinstance(template, Hole):
         yield template.k, along
         return
     for place, (key, item) in enumerate(_parts(template) or ()):
@@ -278,7 +278,7 @@ def holes(template: Any, along: Any) -> Iterator[tuple[int, Any]]:
 
 def _rebuilt(template: Any, tensors: Sequence[Tensor]) -> Any:
     """The template with tensors in its holes."""
-    if isinstance(template, _Hole):
+    if isinstance(template, Hole):
         return tensors[template.k]
     if isinstance(template, CONSTANTS):
         return template

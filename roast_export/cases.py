@@ -19,6 +19,7 @@ from roast_export.golden import Golden
 from roast_export.lengths import WANTED, Dimensions, Shapes
 from roast_export.modes import checked_lengths
 from roast_export.program import Dims, Inputs, LoadedProgram, Program, call, flat_inputs, input_names
+from roast_export.ranges import within
 from roast_export.torch_ops import without_library
 from roast_export.values import SEED, Values
 
@@ -71,7 +72,7 @@ def cases_for(model: nn.Module, program: Program, inputs: Inputs, dims: dict[str
 
     found.unvaried, found.warnings = explore(program, inputs, dims, attempt, own)
     if isinstance(model, LoadedProgram):
-        _add_goldens(found, model, dims)
+        _add_goldens(found, model, dims, program)
     return found
 
 
@@ -91,7 +92,7 @@ def spare_cases(model: nn.Module, program: Program, inputs: Inputs) -> Iterator[
             continue
 
 
-def _add_goldens(found: Cases, model: LoadedProgram, dims: dict[str, Dims]) -> None:
+def _add_goldens(found: Cases, model: LoadedProgram, dims: dict[str, Dims], program: Program) -> None:
     """What the module itself gave when the archive was saved, at the lengths that the file takes."""
     if not model.goldens:
         found.warnings.append(
@@ -99,7 +100,7 @@ def _add_goldens(found: Cases, model: LoadedProgram, dims: dict[str, Dims]) -> N
             "trace alone; save the module again with roast_export.save."
         )
         return
-    usable = [golden for golden in model.goldens if _fits(golden, dims)]
+    usable = [golden for golden in model.goldens if _fits(golden, dims, program)]
     if not usable:
         found.warnings.append("The archive holds no values of the module at the lengths of this file.")
     for golden in usable:
@@ -113,8 +114,8 @@ def _add_goldens(found: Cases, model: LoadedProgram, dims: dict[str, Dims]) -> N
         found.cases.append(_as_case(name, golden.inputs, expected))
 
 
-def _fits(golden: Golden, dims: dict[str, Dims]) -> bool:
-    return all(
+def _fits(golden: Golden, dims: dict[str, Dims], program: Program) -> bool:
+    return within(program, {name: value.shape for name, value in golden.inputs.items()}) and all(
         name in golden.inputs
         and golden.inputs[name].dim() == len(lengths)
         and all(isinstance(n, str) or n == m for n, m in zip(lengths, golden.inputs[name].shape, strict=True))

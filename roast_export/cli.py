@@ -24,6 +24,7 @@ from roast_export.cli_options import (
     report_option,
     reported,
     save_report,
+    shape_options,
     unproved_option,
     version_option,
 )
@@ -33,7 +34,7 @@ from roast_export.export import TARGETS, export
 from roast_export.huggingface import is_folder
 from roast_export.huggingface.commands import open_model, open_parts
 from roast_export.huggingface.folder import open_folder
-from roast_export.inputs import merge_inputs, parse_dynamic
+from roast_export.inputs import merge_inputs, parse_shapes
 from roast_export.inspect import inspect
 from roast_export.progress import progress
 from roast_export.save import save
@@ -54,13 +55,7 @@ from roast_export.verify_all import verify_all
     help="Exported file; MODEL's name with the target's suffix.",
 )
 @example_options
-@click.option(
-    "--dynamic",
-    "dynamic_specs",
-    multiple=True,
-    metavar="NAME:AXIS=DIM",
-    help="A dimension that may have any length, such as ids:0=batch. Repeatable.",
-)
+@shape_options
 @click.option("--opset", type=int, help="ONNX opset.")
 @task_option
 @loading_options
@@ -103,6 +98,7 @@ def export_command(
     specs: Sequence[str],
     inputs_file: Path | None,
     dynamic_specs: Sequence[str],
+    static_specs: Sequence[str],
     opset: int | None,
     task: str | None,
     factory: str | None,
@@ -127,7 +123,13 @@ def export_command(
         rest = "--to, --weights, --portable, --delegate, --no-verify"
         raise InputError(f"--bundle chooses form and proof itself; leave {rest} out")
     if is_folder(model):
-        unused = {"--input": specs, "--inputs": inputs_file, "--dynamic": dynamic_specs, "--bundle": bundle}
+        unused = {
+            "--input": specs,
+            "--inputs": inputs_file,
+            "--dynamic": dynamic_specs,
+            "--static": static_specs,
+            "--bundle": bundle,
+        }
         check_options(unused | {"--model": factory, "--facts": facts, "--keep-dense": keep_dense})
         forms: dict[str, Any] = {
             "opset": opset,
@@ -144,9 +146,9 @@ def export_command(
     check_output(output, model, folder=bundle is not None)
     check_report(report_path, model, output)
     examples = merge_inputs(specs, inputs_file)
-    dynamic = parse_dynamic(dynamic_specs, examples)
+    shapes = parse_shapes(dynamic_specs, static_specs, examples)
     loaded = opened(model, factory, trust, facts, keep_dense)
-    common: dict[str, Any] = {"example_inputs": examples, "dynamic_shapes": dynamic, "opset": opset}
+    common: dict[str, Any] = {"example_inputs": examples, "dynamic_shapes": shapes, "opset": opset}
     common |= {"atol": atol, "rtol": rtol, "allow_unproved": allow_unproved}
     with progress() as show:
         common["progress"] = show

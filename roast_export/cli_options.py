@@ -92,6 +92,24 @@ unproved_option = click.option(
     is_flag=True,
     help="Accept a dynamic dimension that the model runs at one length of; the report tells it.",
 )
+shape_options = together(
+    click.option(
+        "--dynamic",
+        "dynamic_specs",
+        multiple=True,
+        metavar="NAME:AXIS=DIM",
+        help="A dimension that may have any length, such as ids:0=batch, or a length within bounds, such as "
+        "ids:0=batch[1..8]. Repeatable.",
+    ),
+    click.option(
+        "--static",
+        "static_specs",
+        multiple=True,
+        metavar="NAME:AXIS[=N]",
+        help="A dimension of one length: of the example's, or of N. Repeatable; all: every dimension of an "
+        "archive that --dynamic does not name.",
+    ),
+)
 report_option = click.option(
     "--report",
     "report_path",

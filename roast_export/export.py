@@ -14,12 +14,13 @@ from torch.export import ExportedProgram
 from roast_export import to_executorch, to_ort, to_web
 from roast_export.artifact import Artifact
 from roast_export.calls import PlainModel, facts_of
-from roast_export.dimensions import dim_names, flat_shapes
+from roast_export.dimensions import EVERY_OTHER, dim_names, flat_shapes
 from roast_export.errors import InputError, VerificationError
 from roast_export.files import replacing
 from roast_export.gate import describe, size_check
-from roast_export.program import Inputs, evaluation, layers_of
+from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of
 from roast_export.report import Report
+from roast_export.restrict import check_bounded, fixed_of
 from roast_export.state import unchanged
 from roast_export.storage import own_inputs
 from roast_export.subject import Subject
@@ -65,8 +66,9 @@ def export(
     """Write `model` to `path` and prove the file equal to PyTorch before it is put in place.
 
     example_inputs: arguments of forward, in order or by name; an archive of `save` brings its own.
-    dynamic_shapes: as torch.export takes it, or {"input": {axis: "name"}}. A live module has fixed
-        shapes by default; an archive keeps what is dynamic in it.
+    dynamic_shapes: as torch.export takes it, or {"input": {axis: "name"}}, where "name[1..8]" bounds a
+        length, a number fixes it, None fixes it at the example's, and {"*": None} fixes all that nothing is
+        said of. A live module has fixed shapes by default; an archive keeps what is dynamic in it.
     weights: "virtual" reads the array at every run; "materialized" lets the runtime expand all
         weights once, at load: the same file size, dense memory and dense speed.
     portable: a file that needs no library. torchscript, pt2: aten operators instead of ours (lite is
@@ -112,7 +114,11 @@ def export(
             input_names=input_names or {},
         )
         script = to in ("torchscript", "lite")
-        program = program_of(model, example_inputs, dynamic_shapes, script=script)
+        if to == "executorch" and isinstance(model, LoadedProgram):
+            dynamic_shapes = {**(dynamic_shapes or {}), EVERY_OTHER: None}
+        program, example_inputs = program_of(model, example_inputs, dynamic_shapes, script=script)
+        if to == "executorch" and isinstance(program, ExportedProgram):
+            check_bounded(program, names)
         if not layers_of(program):
             raise InputError(
                 "nothing in this model is virtual; compress it first (roast-compress, compress())"
@@ -147,6 +153,8 @@ def export(
             report = _unproved(model, program, file, example_inputs)
         report.path = os.fspath(path)
         report.warnings += truth.warnings
+        if to == "executorch":
+            report.warnings += fixed_of(model, program)
         if report.failures:
             raise VerificationError(_summary(report), report)
         if verify and not report.passed:

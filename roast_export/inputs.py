@@ -6,12 +6,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from roast_export.dimensions import EVERY_OTHER, parse_dimension
 from roast_export.errors import InputError
 
 DTYPES = {
@@ -37,7 +39,10 @@ MAX_ELEMENTS = 1 << 31
 SEED = 0
 
 _INPUT = re.compile(r"(?P<name>[^\W\d]\w*):(?P<dtype>\w+)\[(?P<dims>[^\[\]]*)\]")
-_DYNAMIC = re.compile(r"(?P<name>[^\W\d]\w*):(?P<axis>-?\d+)=(?P<dim>[A-Za-z_][A-Za-z0-9_]*)")
+_DYNAMIC = re.compile(
+    r"(?P<name>[^\W\d]\w*):(?P<axis>-?\d+)=(?P<dim>[A-Za-z_]\w*(?:\[[^\[\]]*\])?)", re.ASCII
+)
+_STATIC = re.compile(r"(?P<name>[^\W\d]\w*):(?P<axis>-?\d+)(?:=(?P<length>[1-9]\d{0,8}))?")
 
 
 def parse_inputs(specs: Sequence[str]) -> dict[str, Tensor]:
@@ -132,7 +137,9 @@ def merge_inputs(specs: Sequence[str], path: str | Path | None) -> dict[str, Ten
 def parse_dynamic(
     specs: Sequence[str], inputs: Mapping[str, Tensor] | None = None
 ) -> dict[str, dict[int, str]] | None:
-    """{"x": {0: "batch"}} for "x:0=batch"; None without any. Equal dimension names mean equal sizes.
+    """{"x": {0: "batch"}} for "x:0=batch", {"x": {0: "batch[1..8]"}} for "x:0=batch[1..8]"; None without any.
+
+    Equal dimension names mean equal sizes.
 
     inputs: the example inputs where they are known; names and axes are then checked against them.
 
@@ -144,25 +151,59 @@ def parse_dynamic(
         match = _DYNAMIC.fullmatch(spec.strip())
         if match is None:
             raise InputError(
-                f"--dynamic {spec!r}: the form is NAME:AXIS=DIM, for example 'ids:0=batch'; "
-                "AXIS counts from 0, DIM is a name"
+                f"--dynamic {spec!r}: the form is NAME:AXIS=DIM, for example 'ids:0=batch' or "
+                "'ids:0=batch[1..8]'; AXIS counts from 0, DIM is a name, with bounds if there are any"
             )
-        name, axis = match["name"], int(match["axis"])
-        if inputs is not None:
-            axis = _known_axis(spec, name, axis, inputs)
-        elif axis < 0:
-            raise InputError(f"--dynamic {spec!r}: axis {axis} must be 0 or more")
-        if axis in found.get(name, {}):
-            raise InputError(f"--dynamic {spec!r}: axis {axis} of {name!r} is given twice")
-        found.setdefault(name, {})[axis] = match["dim"]
+        parse_dimension(match["dim"])
+        _put(found, "--dynamic", spec, match, inputs, match["dim"])
     return found or None
 
 
-def _known_axis(spec: str, name: str, axis: int, inputs: Mapping[str, Tensor]) -> int:
+def parse_shapes(
+    dynamic: Sequence[str], static: Sequence[str], inputs: Mapping[str, Tensor] | None = None
+) -> dict[str, dict[int, Any] | None] | None:
+    """Both options as dynamic_shapes: a length for "x:0=16", None for "x:0", {"*": None} for "all".
+
+    Raises:
+        InputError: as parse_dynamic; or one dimension is spoken of twice.
+    """
+    found: dict[str, dict[int, Any]] = dict(parse_dynamic(dynamic, inputs) or {})
+    for spec in static:
+        if spec.strip() == "all":
+            continue
+        match = _STATIC.fullmatch(spec.strip())
+        if match is None:
+            raise InputError(
+                f"--static {spec!r}: the form is NAME:AXIS, NAME:AXIS=LENGTH or all, for example 'ids:1=128'"
+            )
+        _put(found, "--static", spec, match, inputs, match["length"] and int(match["length"]))
+    every: dict[str, None] = {EVERY_OTHER: None} if "all" in map(str.strip, static) else {}
+    return {**found, **every} or None
+
+
+def _put(
+    found: dict[str, dict[int, Any]],
+    option: str,
+    spec: str,
+    match: re.Match[str],
+    inputs: Mapping[str, Tensor] | None,
+    value: Any,
+) -> None:
+    name, axis = match["name"], int(match["axis"])
+    if inputs is not None:
+        axis = _known_axis(f"{option} {spec!r}", name, axis, inputs)
+    elif axis < 0:
+        raise InputError(f"{option} {spec!r}: axis {axis} must be 0 or more")
+    if axis in found.get(name, {}):
+        raise InputError(f"{option} {spec!r}: axis {axis} of {name!r} is given twice")
+    found.setdefault(name, {})[axis] = value
+
+
+def _known_axis(option: str, name: str, axis: int, inputs: Mapping[str, Tensor]) -> int:
     """The axis counted from 0, checked against the example input."""
     if name not in inputs:
-        raise InputError(f"--dynamic {spec!r}: there is no input {name!r}; one of {', '.join(inputs)}")
+        raise InputError(f"{option}: there is no input {name!r}; one of {', '.join(inputs)}")
     dims = inputs[name].dim()
     if not -dims <= axis < dims:
-        raise InputError(f"--dynamic {spec!r}: {name!r} has {dims} dimensions, there is no axis {axis}")
+        raise InputError(f"{option}: {name!r} has {dims} dimensions, there is no axis {axis}")
     return axis % dims

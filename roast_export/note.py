@@ -13,6 +13,7 @@ from typing import Any
 from roast_export.errors import RoastError
 from roast_export.mapping import VERSION, Mapping, check_scale
 from roast_export.program import DimNames, Dims, Program, VirtualLayer, output_names, signature
+from roast_export.ranges import named_ranges, read_ranges
 from roast_export.report import Layer
 
 NOTE = "roast.json"
@@ -48,6 +49,8 @@ class Note:
     outputs: list[str]
     weights: list[Weight]
     array_bytes: int
+    ranges: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    """Least and most length of the dynamic dimensions that have bounds, by name."""
     producer: str = field(default_factory=lambda: f"roast-export {version('roast-export')}")
     mapping_version: int = VERSION
 
@@ -75,6 +78,7 @@ def note_of(
         output_names(program),
         list(weights.values()),
         sum(memory.numel() * memory.element_size() for memory in arrays.values()),
+        named_ranges(program, dim_names),
     )
 
 
@@ -114,6 +118,7 @@ def _note(content: dict[str, Any]) -> Note:
     fields = dict(content)
     fields["weights"] = [Weight(**weight) for weight in content["weights"]]
     fields["inputs"] = {name: (kind, list(dims)) for name, (kind, dims) in content["inputs"].items()}
+    fields["ranges"] = read_ranges(content.get("ranges", {}))
     found = Note(**fields)
     if found.mapping_version != VERSION:
         raise ValueError(f"mapping version {found.mapping_version!r}")

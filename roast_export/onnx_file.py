@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from roast_export.compare import failed
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
 from roast_export.program import Dims
+from roast_export.ranges import RANGES, Range, read_ranges
 from roast_export.report import Check, Layer
 from roast_export.runtimes import Runtime, native_unavailable, onnx_runtimes, optimised_copy
 from roast_export.size import onnx_tensor_bytes
@@ -131,6 +133,7 @@ def open_onnx(path: Path) -> OnnxFile:
         inputs={plain_name(value.name): signature(value) for value in proto.graph.input},
         spelled=spelled(proto),
         outputs=[value.name for value in proto.graph.output],
+        ranges=stated_ranges(proto),
         array_bytes=sum(_bytes(tensor) for tensor in proto.graph.initializer if tensor.name in arrays),
         materialized=any(
             p.key == "roast.weights" and p.value == "materialized" for p in proto.metadata_props
@@ -170,6 +173,15 @@ def layer_of(node: onnx.NodeProto) -> Layer:
         array=onnx_ops.array_of(node),
         fields=tuple(mapping.to_list()),
     )
+
+
+def stated_ranges(proto: onnx.ModelProto) -> dict[str, Range]:
+    """Bounds of the dynamic dimensions. Raises RoastError if they are damaged."""
+    text = next((entry.value for entry in proto.metadata_props if entry.key == RANGES), "{}")
+    try:
+        return read_ranges(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RoastError(f"the file's {RANGES} is damaged ({error}); export it again") from error
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:

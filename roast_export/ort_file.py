@@ -21,7 +21,7 @@ from roast_export.cases import Case
 from roast_export.compare import failed
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
-from roast_export.onnx_file import layer_of, named_difference, signature, spelled
+from roast_export.onnx_file import layer_of, named_difference, signature, spelled, stated_ranges
 from roast_export.ort_graph import read_graph
 from roast_export.report import Check
 from roast_export.runtimes import Runtime, native_unavailable, open_unoptimised, ort_runtimes
@@ -121,6 +121,7 @@ def open_ort(path: Path) -> OrtFile:
         inputs={plain_name(value.name): signature(value) for value in proto.graph.input},
         spelled=spelled(proto),
         outputs=[value.name for value in proto.graph.output],
+        ranges=stated_ranges(proto),
         array_bytes=sum(
             onnx.numpy_helper.to_array(tensor).nbytes
             for tensor in proto.graph.initializer

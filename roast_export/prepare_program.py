@@ -40,7 +40,7 @@ def canonical(program: ExportedProgram, names: WeightNames | None = None) -> Exp
     for part in parts_of(program):
         for node in part.module.graph.nodes:
             if node.target in _ROAST and not node.meta.get("nn_module_stack"):
-                _set_name(node, (names or {}).get(_weight(node), node.name))
+                set_name(node, (names or {}).get(weight_of(node), node.name))
     _drop_unused(program, names or {})
     return program
 
@@ -88,17 +88,18 @@ def _with_casts(program: ExportedProgram) -> ExportedProgram:
         found.graph_module.meta["custom"] = custom
     for part in parts_of(found):
         for node in part.module.graph.nodes:
-            if node.target in _ROAST and _weight(node) in names:
-                _set_name(node, names[_weight(node)])
+            if node.target in _ROAST and weight_of(node) in names:
+                set_name(node, names[weight_of(node)])
     return found
 
 
-def _weight(node: Node) -> tuple[tuple[int, ...], float]:
+def weight_of(node: Node) -> tuple[tuple[int, ...], float]:
+    """Record and scale of the virtual weight that a node uses."""
     fields, scale = node.args[-2:]
     return tuple(fields), scale  # type: ignore[arg-type, return-value]
 
 
-def _set_name(node: Node, name: str) -> None:
+def set_name(node: Node, name: str) -> None:
     """The node as if the weight had been read in the module that owns it."""
     owner, _, parameter = name.rpartition(".")
     path = f"{owner}.virtual.{parameter}".removeprefix(".")
@@ -122,7 +123,7 @@ def _drop_unused(program: ExportedProgram, names: WeightNames) -> None:
 def _weights(program: ExportedProgram) -> dict[tuple[tuple[int, ...], float], str]:
     """The virtual weights that a program reads, with a name of each."""
     nodes = [node for part in parts_of(program) for node in part.module.graph.nodes]
-    return {_weight(node): layer_name(node) for node in nodes if node.target in _ROAST}
+    return {weight_of(node): layer_name(node) for node in nodes if node.target in _ROAST}
 
 
 def _forget(program: ExportedProgram, placeholders: list[Node]) -> None:

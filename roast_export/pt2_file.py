@@ -171,6 +171,7 @@ def open_pt2_file(path: Path) -> Pt2File:
         target="pt2",
         layers=[weight.layer() for weight in note.weights],
         inputs=note.inputs,
+        ranges=note.ranges,
         outputs=note.outputs,
         array_bytes=note.array_bytes,
         portable=note.portable,

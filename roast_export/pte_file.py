@@ -150,6 +150,7 @@ def open_pte(path: Path) -> PteFile:
         target="executorch",
         layers=[weight.layer() for weight in note.weights],
         inputs=note.inputs,
+        ranges=note.ranges,
         outputs=note.outputs,
         array_bytes=note.array_bytes,
         portable=not native,

@@ -151,6 +151,7 @@ def open_script_file(path: Path, target: str) -> ScriptFile:
         target=target,
         layers=[weight.layer() for weight in note.weights],
         inputs=note.inputs,
+        ranges=note.ranges,
         outputs=note.outputs,
         array_bytes=note.array_bytes,
         portable=note.portable,

@@ -66,8 +66,8 @@ def export_bundle(
         )
         with evaluation(model), torch_ops.without_library(), torch.no_grad():
             model, example = prepared(model, example_inputs)
-            program = program_of(model, example, dynamic_shapes)
-            values = flat_inputs(program, example or example_of(program))
+            program, used = program_of(model, example, dynamic_shapes)
+            values = flat_inputs(program, example_of(program) if used is None else used)
             leaves = pytree.tree_leaves(call(model, program, values))
             inputs = {name: array_of(value) for name, value in values.items()}
             names = output_names(program)

@@ -10,6 +10,7 @@ Cases for one virtual weight:
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Lookup
@@ -36,6 +37,7 @@ from roast_export.onnx_exact import exact_rewrites
 from roast_export.onnx_pooling import pooling
 from roast_export.onnx_recurrent import recurrent, refuse_projections
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
+from roast_export.ranges import RANGES, named_ranges
 from roast_export.recurrent_shapes import any_length
 
 DEFAULT_OPSET = 20
@@ -60,7 +62,7 @@ class OnnxOptions:
     materialized: bool = False
     portable: bool = False
     dim_names: DimNames | None = None
-    """Dynamic dimensions to keep, with their names; None keeps what the program has."""
+    """Names of dynamic dimensions; those that nobody named are called <input>_<axis>."""
     input_names: Lookup[str, str] = field(default_factory=dict)
     """What the file calls inputs of the program, where not as the program does."""
 
@@ -280,7 +282,7 @@ def _name_arrays(model: ir.Model, layers: list[VirtualLayer]) -> None:
 
 
 def _settle_dimensions(model: ir.Model, program: ExportedProgram, dim_names: DimNames | None) -> None:
-    """Give every symbol the name asked for; fix the ones nobody asked for at their example's length."""
+    """Give every symbol the name asked for, and those that nobody named <input>_<axis>."""
     inputs = {str(value.name): value for value in model.graph.inputs}
     names: dict[str, str | int] = {}
     for name, axes in (dim_names or {}).items():
@@ -299,12 +301,11 @@ def _settle_dimensions(model: ir.Model, program: ExportedProgram, dim_names: Dim
                     f"dynamic are: {', '.join(free) or 'none'}"
                 )
             names.setdefault(symbol, label)
-    examples = _example_lengths(program)
     for name, value in inputs.items():
         for axis, dim in enumerate(value.shape or ()):
             symbol = _symbol(dim)
             if symbol is not None and symbol not in names:
-                names[symbol] = f"{name}_{axis}" if dim_names is None else examples[name][axis]
+                names[symbol] = f"{name}_{axis}"
     for value in _all_values(model):
         if value.shape is not None:
             value.shape = ir.Shape([_settled(dim, names) for dim in value.shape])
@@ -324,16 +325,6 @@ def _settled(dim: int | ir.SymbolicDim, names: dict[str, str | int]) -> int | st
         return int(text) if text else None
     # A derived length such as 2*s0 stays unknown: its symbols are about to change their names.
     return names.get(text)
-
-
-def _example_lengths(program: ExportedProgram) -> dict[str, list[int]]:
-    args, kwargs = program.example_inputs
-    leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-    return {
-        name: list(leaf.shape)
-        for name, leaf in zip(input_names(program), leaves, strict=True)
-        if isinstance(leaf, torch.Tensor)
-    }
 
 
 def _all_values(model: ir.Model) -> list[ir.Value]:
@@ -372,6 +363,9 @@ def _metadata(program: ExportedProgram, options: OnnxOptions) -> dict[str, str]:
         "roast.weights": "materialized" if options.materialized else "virtual",
         "roast.minimum_runtime": "onnxruntime 1.20; with the library 1.16",
     }
+    ranges = named_ranges(program, options.dim_names)
+    if ranges:
+        found[RANGES] = json.dumps(ranges)
     layers = layers_of(program)
     names = array_names(layers)
     for array, memory in {layer.array: layer.memory for layer in layers}.items():

@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
-from roast_export.calls import Axis, Inputs, PlainModel, by_name, plain, run, split
+from roast_export.calls import Axis, Hole, Inputs, PlainModel, by_name, plain, run, split
 from roast_export.dimensions import Axes, flat_shapes, named_axes
 from roast_export.errors import ExportError, InputError
 from roast_export.modes import checked_lengths, quiet
 from roast_export.modules import virtual_weights
 from roast_export.plain_program import legal_names, name_inputs
-from roast_export.prepare_program import canonical
-from roast_export.program import LoadedProgram, call, input_names, lengths_of
+from roast_export.prepare_program import canonical, layer_name, set_name, weight_of
+from roast_export.program import ROAST_TARGETS, LoadedProgram, call, input_names, lengths_of
 from roast_export.recurrent_shapes import any_length
 from roast_export.state import unchanged
 from roast_export.storage import own_program
+from roast_export.subgraphs import parts_of
 from roast_export.untraceable import explain
 
 
@@ -176,6 +178,13 @@ def _tied(program: ExportedProgram, asked: Axes, twins: dict[str, set[int]]) -> 
 
 
 def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any]) -> ExportedProgram:
+    program = _exported(model, example, shapes)
+    names = {(tuple(w.fields), w.scale): name for name, w in virtual_weights(model).items()}
+    with any_length():
+        return own_program(canonical(program, names))
+
+
+def _exported(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any]) -> ExportedProgram:
     try:
         # torch.export prints the graph that it could not finish to stderr.
         with unchanged(model), quiet(), any_length(), redirect_stderr(io.StringIO()), torch.no_grad():
@@ -192,9 +201,41 @@ def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any
         raise ExportError(explain(error)) from error
     legal_names(program)
     name_inputs(program, model.names)
-    names = {(tuple(w.fields), w.scale): name for name, w in virtual_weights(model).items()}
+    return program
+
+
+def retrace(
+    loaded: LoadedProgram, example: dict[str, Tensor], hints: dict[str, Any], ties: list[tuple[Axis, Axis]]
+) -> ExportedProgram:
+    """A program traced anew from its own graph, with other lengths dynamic or fixed.
+
+    hints: torch.export's own, for each input. ties: dimensions that have one symbol in the archive.
+    """
+    program = loaded.program
+    names = input_names(program)
+    args, kwargs = pytree.tree_unflatten([Hole(k) for k in range(len(names))], program.call_spec.in_spec)
+    model = PlainModel(loaded.graph, (list(args), kwargs), names, loaded.facts, len(args))
+    model.ties += ties
+    found = _exported(model, example, hints)
+    before, after = _uses(program), _uses(found)
+    weights = {weight_of(node): layer_name(node) for node in before}
+    if [weight_of(node) for node in before] == [weight_of(node) for node in after]:
+        # A retraced node no longer says which module it came from.
+        for old, new in zip(before, after, strict=True):
+            set_name(new, layer_name(old))
+    else:
+        for new in after:
+            set_name(new, weights[weight_of(new)])
+    custom = program.graph_module.meta.get("custom")
+    if custom:
+        found.graph_module.meta["custom"] = dict(custom)
     with any_length():
-        return own_program(canonical(program, names))
+        return own_program(canonical(found, weights))
+
+
+def _uses(program: ExportedProgram) -> list[torch.fx.Node]:
+    nodes = [node for part in parts_of(program) for node in part.module.graph.nodes]
+    return [node for node in nodes if node.target in ROAST_TARGETS]
 
 
 def _without_ones(

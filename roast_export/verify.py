@@ -23,8 +23,9 @@ from roast_export.all_runtimes import all_runtimes, optional_runtimes
 from roast_export.aoti_file import open_aoti_file
 from roast_export.arrays import array_of
 from roast_export.artifact import Artifact, expected_layer
-from roast_export.calls import facts_of
+from roast_export.calls import PlainModel, facts_of
 from roast_export.compare import failed, limits_of
+from roast_export.dimensions import Dynamic, dim_names, flat_shapes
 from roast_export.errors import ExportError, InputError, RoastError
 from roast_export.mapping import Mapping
 from roast_export.measure import measure
@@ -46,6 +47,7 @@ from roast_export.program import (
 )
 from roast_export.pt2_file import open_pt2_file
 from roast_export.report import Check, Report
+from roast_export.restrict import fitted, restricted
 from roast_export.runtimes import Runtime
 from roast_export.script_code import script_runs_code
 from roast_export.script_file import open_script_file
@@ -93,7 +95,7 @@ def verify(
     example_inputs = own_inputs(example_inputs)
     with evaluation(model), unchanged(model):
         model, example_inputs = prepared(model, example_inputs)
-        program = program_for(file, model, example_inputs, {})
+        program, example_inputs = program_for(file, model, example_inputs, {})
         return prove(
             model, program, file, example_inputs, runtimes, atol, rtol, progress, require, allow_unproved
         )
@@ -149,29 +151,41 @@ def _head(path: Path) -> bytes:
 
 
 def program_for(
-    file: Artifact, model: nn.Module, example_inputs: Inputs | None, known: dict[str, Program]
-) -> Program:
-    """The traced form of a model, as dynamic as the file. known: those of other files of this model."""
-    dynamic, script = _dynamic_of(file), file.target in ("torchscript", "lite")
-    key = repr((dynamic, script))
+    file: Artifact,
+    model: nn.Module,
+    example_inputs: Inputs | None,
+    known: dict[str, tuple[Program, Inputs | None]],
+) -> tuple[Program, Inputs | None]:
+    """The traced form of a model, as dynamic as the file, and the example at lengths that the file takes.
+
+    known: those of other files of this model.
+    """
+    shapes, script = _shapes_of(file, model), file.target in ("torchscript", "lite")
+    key = repr((shapes, script))
     if key not in known:
-        known[key] = program_of(model, example_inputs, dynamic, script=script)
+        known[key] = program_of(model, example_inputs, shapes, script=script)
     return known[key]
 
 
 def program_of(
     model: nn.Module, example_inputs: Inputs | None, dynamic_shapes: Any = None, *, script: bool = False
-) -> Program:
-    """The traced form of a model; archives carry theirs. script: the target may do without it."""
+) -> tuple[Program, Inputs | None]:
+    """The traced form of a model, and the example at its lengths; None for the program's own.
+
+    An archive carries its trace. script: the target may do without one.
+    """
     if isinstance(model, LoadedProgram):
-        return model.program
+        return restricted(model, example_inputs, dynamic_shapes)
     assert example_inputs is not None, "prepared() has asked for it"
+    if isinstance(model, PlainModel) and isinstance(example_inputs, dict):
+        dynamic_shapes = flat_shapes(model, dynamic_shapes)
+        example_inputs = fitted(model, example_inputs, dynamic_shapes)
     try:
-        return trace(model, example_inputs, dynamic_shapes)
+        return trace(model, example_inputs, dynamic_shapes), example_inputs
     except ExportError:
         if not script:
             raise
-    return untraced(model, example_inputs, dynamic_shapes)
+    return untraced(model, example_inputs, dim_names(dynamic_shapes)), example_inputs
 
 
 def prove(
@@ -307,13 +321,18 @@ def _too_large(elements: int, limit: int) -> str | None:
     return f"{elements:,} virtual weights; used up to {limit:,} unless asked for"
 
 
-def _dynamic_of(file: Artifact) -> dict[str, dict[int, str]] | None:
-    """The dynamic dimensions of a file, in the form that tracing takes."""
-    named = {
-        name: {axis: length for axis, length in enumerate(lengths) if isinstance(length, str)}
+def _shapes_of(file: Artifact, model: nn.Module) -> dict[str, dict[int, Any]] | None:
+    """The dimensions of a file in the form that tracing takes. A live model's example has the fixed ones."""
+    archive = isinstance(model, LoadedProgram)
+    found = {
+        name: {
+            axis: Dynamic(length, *file.ranges.get(length, ())) if isinstance(length, str) else length
+            for axis, length in enumerate(lengths)
+            if isinstance(length, str) or archive
+        }
         for name, (_, lengths) in file.inputs.items()
     }
-    return {name: axes for name, axes in named.items() if axes} or None
+    return {name: axes for name, axes in found.items() if axes} or None
 
 
 def example_of(program: Program) -> Inputs:

@@ -45,7 +45,7 @@ def verify_all(
         if runtime not in names:
             raise InputError(f"no runtime is called {runtime!r}; known are {', '.join(sorted(names))}")
     matrix = Matrix(name or type(model).__name__, [], lacking=list(require))
-    programs: dict[str, Program] = {}
+    programs: dict[str, tuple[Program, Inputs | None]] = {}
     for path in paths:
         file = open_artifact(path, trust=trust)
         known = {runtime.name for runtime in file.runtimes()}
@@ -54,9 +54,9 @@ def verify_all(
         needed = [runtime for runtime in require if runtime in known]
         with showing() as progress, evaluation(model), unchanged(model):
             live, example = prepared(model, example_inputs)
-            program = program_for(file, live, example, programs)
+            program, inputs = program_for(file, live, example, programs)
             report = prove(
-                live, program, file, example, runtimes, atol, rtol, progress, needed, allow_unproved
+                live, program, file, inputs, runtimes, atol, rtol, progress, needed, allow_unproved
             )
         report.model = matrix.model
         matrix.reports.append(report)
