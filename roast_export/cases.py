@@ -115,12 +115,12 @@ def _add_goldens(found: Cases, model: LoadedProgram, dims: dict[str, Dims], prog
 
 
 def _fits(golden: Golden, dims: dict[str, Dims], program: Program) -> bool:
-    return within(program, {name: value.shape for name, value in golden.inputs.items()}) and all(
+    return all(
         name in golden.inputs
         and golden.inputs[name].dim() == len(lengths)
         and all(isinstance(n, str) or n == m for n, m in zip(lengths, golden.inputs[name].shape, strict=True))
         for name, lengths in dims.items()
-    )
+    ) and within(program, {name: golden.inputs[name].shape for name in dims})
 
 
 EXAMPLE = "example"

@@ -106,8 +106,8 @@ shape_options = together(
         "static_specs",
         multiple=True,
         metavar="NAME:AXIS[=N]",
-        help="A dimension of one length: of the example's, or of N. Repeatable; all: every dimension of an "
-        "archive that --dynamic does not name.",
+        help="A dimension of one length: of the example's, or of N. Repeatable; all: every dimension that "
+        "--dynamic does not name.",
     ),
 )
 report_option = click.option(

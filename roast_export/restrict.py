@@ -76,6 +76,8 @@ def restricted(
 ) -> tuple[ExportedProgram, Inputs | None]:
     """An archive's program with some dimensions fixed or bounded, and the example at its lengths.
 
+    Where one is named dynamic, those that nobody names are fixed at the example's lengths.
+
     inputs: None for the archive's own example.
 
     Raises:
@@ -94,7 +96,7 @@ def restricted(
     before = ranges_of(program)
     now = _lengths_now(exprs, example)
     fixed = {symbol: wish for symbol, wish in asked.items() if isinstance(wish, int)}
-    if EVERY_OTHER in shapes:
+    if EVERY_OTHER in shapes or any(isinstance(wish, Dynamic) for wish in asked.values()):
         fixed |= {symbol: length for symbol, length in now.items() if symbol not in asked}
     ranges: Ranges = {}
     for symbol in now:
@@ -190,6 +192,7 @@ def _by_symbol(
 ) -> dict[Any, Dynamic | int]:
     """What is asked of each symbol: a length, or a name with bounds."""
     found: dict[Any, Dynamic | int] = {}
+    behind: dict[Any, Dynamic] = {}
     for (name, axis), asked in wishes({n: len(axes) for n, axes in exprs.items()}, shapes).items():
         expr, place = exprs[name][axis], f"input {name!r}, axis {axis}"
         wish = example[name].shape[axis] if asked is None else asked
@@ -200,6 +203,7 @@ def _by_symbol(
         if not expr.is_Symbol and isinstance(wish, Dynamic):
             if (wish.least, wish.most) != (None, None):
                 raise InputError(f"{place} follows from other lengths; bound those: {_dynamic(exprs)}")
+            behind |= dict.fromkeys(expr.free_symbols, wish)
             continue
         if not expr.is_Symbol and isinstance(wish, int):
             expr, wish = _solved(place, expr, wish)
@@ -211,7 +215,7 @@ def _by_symbol(
                 f"{place}: the model has one dimension for {_places(exprs, expr)}, and it cannot be both "
                 f"{_said(other)} and {_said(wish)}; leave one out"
             )
-    return found
+    return behind | found
 
 
 def _lengths_now(exprs: Exprs, example: dict[str, Tensor]) -> dict[Any, int]:

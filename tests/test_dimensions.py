@@ -97,12 +97,12 @@ def lengths_of(path: Path, shapes: Any) -> tuple[dict[str, list[int | str]], dic
     ("dynamic", "static", "rows", "columns", "bounds"),
     [
         ([], [], "ids_0", "ids_1", {}),
-        (["ids:0=batch"], [], "batch", "ids_1", {}),
+        (["ids:0=batch"], [], "batch", 5, {}),
         ([], ["all"], 2, 5, {}),
         ([], ["mask:1"], "ids_0", 5, {}),
         ([], ["ids:1=7"], "ids_0", 7, {}),
         (["mask:0=batch[..4]"], ["all"], "batch", 5, {"batch": (None, 4)}),
-        (["ids:0=batch[4..8]"], [], "batch", "ids_1", {"batch": (4, 8)}),
+        (["ids:0=batch[4..8]"], ["mask:1=9"], "batch", 9, {"batch": (4, 8)}),
     ],
 )
 def test_dimensions_of_an_archive_are_fixed_and_bounded(archive, dynamic, static, rows, columns, bounds):
