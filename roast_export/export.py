@@ -68,7 +68,8 @@ def export(
     example_inputs: arguments of forward, in order or by name; an archive of `save` brings its own.
     dynamic_shapes: as torch.export takes it, or {"input": {axis: "name"}}, where "name[1..8]" bounds a
         length, a number fixes it, None fixes it at the example's, and {"*": None} fixes all that nothing is
-        said of. A live module has fixed shapes by default; an archive keeps what is dynamic in it unless names are given.
+        said of. A live module has fixed shapes by default; an archive keeps what is dynamic in it unless
+        names are given.
     weights: "virtual" reads the array at every run; "materialized" lets the runtime expand all
         weights once, at load: the same file size, dense memory and dense speed.
     portable: a file that needs no library. torchscript, pt2: aten operators instead of ours (lite is

@@ -198,7 +198,8 @@ def _by_symbol(
         wish = example[name].shape[axis] if asked is None else asked
         if isinstance(expr, int):
             if wish != expr:
-                raise InputError(f"{place} is fixed by the model at {expr}; dynamic are: {_dynamic(exprs)}")
+                at = f" at {expr}" if isinstance(wish, int) else ""
+                raise InputError(f"{place} is fixed by the model{at}; dynamic are: {_dynamic(exprs)}")
             continue
         if not expr.is_Symbol and isinstance(wish, Dynamic):
             if (wish.least, wish.most) != (None, None):
