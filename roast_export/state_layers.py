@@ -7,6 +7,7 @@ model.
 
 from __future__ import annotations
 
+import logging
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,11 @@ from roast_export.importing import SharedArrays, Surroundings
 
 State = dict[str, Any]
 
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "ema_model.")
+"""What DataParallel, torch.compile, Lightning and training loops put before every name."""
+
+log = logging.getLogger(__name__)
+
 
 def fill(module: nn.Module, state: State) -> nn.Module:
     """The module with the file's values, research layers as they are or as stand-ins.
@@ -27,6 +33,7 @@ def fill(module: nn.Module, state: State) -> nn.Module:
     Raises:
         LoadError: keys are missing or too many, shapes differ, or copies of one array differ.
     """
+    state = without_prefixes(state, set(module.state_dict()))
     layers = layers_in_state(state)
     held: set[str] = set()
     if layers and not research_layers(module):
@@ -45,6 +52,20 @@ def fill(module: nn.Module, state: State) -> nn.Module:
         if keys:
             raise LoadError(f"{what} key(s) in state_dict: {', '.join(keys)}"[:400])
     return module
+
+
+def without_prefixes(state: State, wanted: set[str]) -> State:
+    """The state dict without prefixes that every name in it has, and that no name in the model has."""
+    taken = ""
+    while state and not wanted & set(state):
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)
+        if prefix is None or any(key.startswith(prefix) for key in wanted):
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        taken += prefix
+    if taken:
+        log.warning("every name in the state dict began with %r, which was left out", taken)
+    return state
 
 
 def describe(state: State) -> str:
