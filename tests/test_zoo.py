@@ -26,6 +26,7 @@ TEN = (
     "wavenet",
     "dlrm",
     "gcn",
+    "cached_decoder",
     "lstm_cells",
     "soft_mixture",
     "diffusion_unet",
