@@ -62,7 +62,10 @@ def export_folder(
         output.mkdir(exist_ok=True)
     try:
         for part in opened.parts:
-            _export_part(part, paths[part.name], to, model, report_path, options)
+            # One report for each file: report-encoder_model.json beside report-decoder_model.json.
+            own = report_path and report_path.with_stem(f"{report_path.stem}-{part.name}")
+            report = report_path if len(opened.parts) == 1 else own
+            _export_part(part, paths[part.name], to, model, report, options)
     except BaseException:
         if made:
             shutil.rmtree(output, ignore_errors=True)

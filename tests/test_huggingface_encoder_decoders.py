@@ -68,8 +68,9 @@ def test_two_files_generate_what_transformers_does(tmp_path):
     assert one.exit_code == 1
     assert "encoder_model.onnx, decoder_model.onnx; name a folder with -o" in one.output
     out = tmp_path / "out"
-    result = run(cli.export_command, tmp_path / "small", "-o", out)
+    result = run(cli.export_command, tmp_path / "small", "-o", out, "--report", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.glob("r*")} == {"r-encoder_model.json", "r-decoder_model.json"}
     prompt = torch.randint(1, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(prompt)
     prompt[1, 4:], mask[1, 4:] = 0, 0
