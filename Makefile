@@ -82,7 +82,8 @@ demo: setup
 test: setup $(COMPAT_READY)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-# Leaves build/zoo.json, of which docs/models.md is written.
+# Leaves build/zoo.json. ARGS=--resume goes on with a run that was stopped. The page about it is written by
+# .venv/bin/python -m tests.zoo.document build/zoo.json docs/models.md
 zoo: setup
 	@mkdir -p build
 	@$(BIN)/python -m tests.zoo --jobs 2 --out build/zoo.json $(ARGS)

@@ -1,6 +1,7 @@
 """`python -m tests.zoo [NAME...] [--jobs N] [--out FILE.json]`: runs the zoo and prints its table.
 
-Exits 1 if fewer than 95 % pass, if a file is wrong, or if a failure is anything but a refusal that helps.
+Exits 1 if fewer than 95 % pass, if a file is wrong, or if a failure is anything but a message that helps.
+`python -m tests.zoo.document build/zoo.json docs/models.md` writes the page about it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from threading import Lock
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tests.zoo.architecture import Architecture, architectures
-from tests.zoo.rows import PASSED, REFUSED, Row, context, run_row
+from tests.zoo.rows import PASSED, REFUSED, TOLD, Row, context, run_row
 
 SHARE = 0.95
 """Share of architectures that must pass."""
@@ -30,6 +32,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="architectures or patterns; all without")
     parser.add_argument("--jobs", type=int, default=1, help="rows at the same time (default: 1)")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write every row as JSON")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are in FILE.json")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the files of every row there")
     parser.add_argument("--form", help="only this target of those that a row has")
     parser.add_argument("--list", action="store_true", help="list the names, and exit")
@@ -40,7 +43,10 @@ def main() -> int:
         return 0
     if options.form:
         chosen = [replace(entry, forms=[options.form]) for entry in chosen if options.form in entry.forms]
-    rows = _run(chosen, options.jobs, options.keep, options.out)
+    done = {}
+    if options.resume and options.out and options.out.is_file():
+        done = {row["name"]: Row.from_json(row) for row in json.loads(options.out.read_text())}
+    rows = _run(chosen, done, options.jobs, options.keep, options.out)
     Console(width=160).print(_table(rows))
     return _summary(rows)
 
@@ -56,9 +62,12 @@ def _chosen(patterns: list[str]) -> list[Architecture]:
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def _run(chosen: list[Architecture], jobs: int, keep: Path | None, out: Path | None) -> list[Row]:
+def _run(
+    chosen: list[Architecture], done: dict[str, Row], jobs: int, keep: Path | None, out: Path | None
+) -> list[Row]:
+    """Rows of `chosen` in their order. done: rows of an earlier run, which are not run again."""
     starter = context()
-    rows: list[Row] = []
+    known, writing = dict(done), Lock()
     columns = (TextColumn("{task.description:24}"), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         Progress(*columns, console=Console(stderr=True)) as bar,
@@ -67,16 +76,21 @@ def _run(chosen: list[Architecture], jobs: int, keep: Path | None, out: Path | N
         task = bar.add_task("zoo", total=len(chosen))
 
         def one(entry: Architecture) -> Row:
+            if entry.name in done:
+                bar.advance(task)
+                return done[entry.name]
             bar.update(task, description=entry.name)
             folder = keep and keep / entry.name
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
             row = run_row(entry, starter, folder)
             bar.advance(task)
-            rows.append(row)
-            if out:
-                # After each row, so that a run that is stopped has said something.
-                out.write_text(json.dumps([row.to_json() for row in rows], indent=1) + "\n")
+            with writing:
+                known[row.name] = row
+                if out:
+                    # After each row, so that a run that is stopped can be resumed.
+                    in_order = [known[name] for name in architectures() if name in known]
+                    out.write_text(json.dumps([row.to_json() for row in in_order], indent=1) + "\n")
             if row.verdict != PASSED:
                 bar.console.print(f"{row.name}: {row.verdict}", highlight=False)
             return row
@@ -97,14 +111,20 @@ def _table(rows: list[Row]) -> Table:
 
 
 def _summary(rows: list[Row]) -> int:
+    counts, total = Counter(row.verdict for row in rows), len(rows)
+    for verdict, count in counts.most_common():
+        print(f"{count:5} {verdict}")
+    passed = counts[PASSED]
+    print(f"{passed} of {total} passed ({100 * passed / max(total, 1):.1f} %)")
+    return 0 if enough(rows) else 1
+
+
+def enough(rows: list[Row]) -> bool:
+    """Whether 95 % pass and every other row has a message that helps."""
     counts = Counter(row.verdict for row in rows)
-    passed, total = counts[PASSED], len(rows)
-    others = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common() if verdict != PASSED)
-    print(
-        f"{passed} of {total} passed ({100 * passed / max(total, 1):.1f} %){': ' + others if others else ''}"
+    return counts[PASSED] >= SHARE * len(rows) and counts[PASSED] + counts[REFUSED] + counts[TOLD] == len(
+        rows
     )
-    good = passed >= SHARE * total and passed + counts[REFUSED] == total
-    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -30,6 +30,12 @@ FAMILIES = (
 
 ALL_FORMS = ("onnx", "ort", "torchscript", "pt2")
 
+FEATURES = "every axis but the batch is a number of features"
+FLATTENED = "a linear layer takes the flattened image"
+CONFIGURED = "the model is made for one image size"
+STEPS = "the number of steps is a setting of the model"
+"""Reasons for `fixed` that several rows have."""
+
 
 class Draw:
     """Random example values from one seed."""
@@ -64,10 +70,11 @@ class Architecture:
 
     build: makes the dense model; it is called with torch's seed set to 0.
     inputs: arguments of forward for one (batch, length) of `sizes`, in order or by name.
-    sizes: the first is the example of the export, the others are tried on the exported file.
+    sizes: the first is the example of the export, the others are tried on the exported file, which
+        must take three of them.
     forms: targets of `roast-export` that are tried.
     flags: further arguments of the command line, for every form.
-    refused: a pattern that the message must hold where a refusal is right.
+    fixed: why the architecture takes one length, where its sizes differ in their batch alone.
     """
 
     name: str
@@ -80,7 +87,7 @@ class Architecture:
     ratio: float = 4
     min_params: int = 1024
     save: dict[str, Any] = field(default_factory=dict)
-    refused: str | None = None
+    fixed: str | None = None
 
 
 REGISTER: dict[str, Architecture] = {}

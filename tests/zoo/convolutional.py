@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.zoo.architecture import ALL_FORMS, Arguments, Draw, architecture
+from tests.zoo.architecture import ALL_FORMS, FLATTENED, Arguments, Draw, architecture
 
 BATCHES = ((2, 0), (3, 0), (1, 0))
+SIDES = ((2, 32), (3, 48), (1, 24))
 
 
-def image(side: int, channels: int = 3) -> Callable[[Draw, int, int], Arguments]:
-    def inputs(draw: Draw, batch: int, _: int) -> Arguments:
-        return (draw.floats(batch, channels, side, side),)
+def image(side: int = 0, channels: int = 3) -> Callable[[Draw, int, int], Arguments]:
+    """Images of one side, or of the second number of `sizes`."""
+
+    def inputs(draw: Draw, batch: int, length: int) -> Arguments:
+        return (draw.floats(batch, channels, side or length, side or length),)
 
     return inputs
 
@@ -37,7 +40,7 @@ def conv(
     )
 
 
-@architecture("lenet", image(28, 1), sizes=BATCHES, forms=ALL_FORMS)
+@architecture("lenet", image(28, 1), sizes=BATCHES, fixed=FLATTENED, forms=ALL_FORMS)
 class LeNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +69,7 @@ class BasicBlock(nn.Module):
         return functional.relu(self.conv2(self.conv1(x)) + identity)
 
 
-@architecture("resnet", image(32), sizes=BATCHES, forms=ALL_FORMS)
+@architecture("resnet", image(), sizes=SIDES, forms=ALL_FORMS)
 class ResNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +82,7 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.pool(self.layers(self.stem(x))), 1))
 
 
-@architecture("vgg", image(32), sizes=BATCHES)
+@architecture("vgg", image(32), sizes=BATCHES, fixed=FLATTENED)
 class Vgg(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -144,17 +147,17 @@ def mobile(act: str, excite: bool) -> nn.Module:
     return nn.Sequential(conv(3, 16, 3, 2, act=act), *blocks, *head)
 
 
-@architecture("mobilenet_v2", image(32), sizes=BATCHES, min_params=256)
+@architecture("mobilenet_v2", image(), sizes=SIDES, min_params=256)
 def mobilenet_v2() -> nn.Module:
     return mobile("relu6", False)
 
 
-@architecture("mobilenet_v3", image(32), sizes=BATCHES, min_params=256, forms=ALL_FORMS)
+@architecture("mobilenet_v3", image(), sizes=SIDES, min_params=256, forms=ALL_FORMS)
 def mobilenet_v3() -> nn.Module:
     return mobile("hswish", True)
 
 
-@architecture("efficientnet", image(32), sizes=BATCHES, min_params=256)
+@architecture("efficientnet", image(), sizes=SIDES, min_params=256)
 def efficientnet() -> nn.Module:
     return mobile("silu", True)
 
@@ -173,7 +176,7 @@ class DenseLayer(nn.Module):
         return self.conv2(functional.relu(self.norm2(x)))
 
 
-@architecture("densenet", image(32), sizes=BATCHES)
+@architecture("densenet", image(), sizes=SIDES)
 class DenseNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +207,7 @@ class Fire(nn.Module):
         return torch.cat([torch.relu(self.expand1x1(x)), torch.relu(self.expand3x3(x))], 1)
 
 
-@architecture("squeezenet", image(32), sizes=BATCHES)
+@architecture("squeezenet", image(), sizes=SIDES)
 def squeezenet() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, stride=2),
@@ -235,13 +238,13 @@ class ShuffleUnit(nn.Module):
         return torch.transpose(out, 1, 2).contiguous().view(batch, -1, height, width)
 
 
-@architecture("shufflenet", image(24), sizes=BATCHES, min_params=512)
+@architecture("shufflenet", image(), sizes=SIDES, min_params=512)
 def shufflenet() -> nn.Module:
     units = [ShuffleUnit(64) for _ in range(3)]
     return nn.Sequential(conv(3, 64, 3, 2), *units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 32))
 
 
-@architecture("unet", image(32, 1), sizes=BATCHES, forms=ALL_FORMS)
+@architecture("unet", image(channels=1), sizes=SIDES, forms=ALL_FORMS)
 class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +265,7 @@ class UNet(nn.Module):
         return self.out(self.dec1(torch.cat([self.up1(x), first], 1)))
 
 
-@architecture("super_resolution", image(16, 1), sizes=BATCHES)
+@architecture("super_resolution", image(channels=1), sizes=((2, 16), (3, 20), (1, 12)))
 class SuperResolution(nn.Module):
     """ESPCN: convolutions and a pixel shuffle."""
 
@@ -275,7 +278,7 @@ class SuperResolution(nn.Module):
         return torch.sigmoid(self.shuffle(self.conv3(torch.tanh(self.conv2(torch.tanh(self.conv1(x)))))))
 
 
-@architecture("feature_pyramid", image(32), sizes=BATCHES)
+@architecture("feature_pyramid", image(), sizes=SIDES)
 class FeaturePyramid(nn.Module):
     """Returns a dict of maps, as detection models do."""
 
@@ -299,7 +302,7 @@ class FeaturePyramid(nn.Module):
         return found
 
 
-@architecture("yolo_head", image(32), sizes=BATCHES)
+@architecture("yolo_head", image(), sizes=SIDES)
 class Yolo(nn.Module):
     """Boxes are decoded with a grid that forward makes."""
 
@@ -320,7 +323,7 @@ class Yolo(nn.Module):
         return torch.cat((centre, size, y[..., 4:].sigmoid()), -1).view(batch, -1, 9)
 
 
-@architecture("spatial_transformer", image(28, 1), sizes=BATCHES)
+@architecture("spatial_transformer", image(28, 1), sizes=BATCHES, fixed=FLATTENED)
 class SpatialTransformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -342,7 +345,12 @@ class SpatialTransformer(nn.Module):
         return self.fc(functional.grid_sample(x, grid, align_corners=False).flatten(1))
 
 
-@architecture("siamese", lambda d, b, n: (d.floats(b, 1, 28, 28), d.floats(b, 1, 28, 28)), sizes=BATCHES)
+@architecture(
+    "siamese",
+    lambda d, b, n: (d.floats(b, 1, 28, 28), d.floats(b, 1, 28, 28)),
+    sizes=BATCHES,
+    fixed=FLATTENED,
+)
 class Siamese(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -166,7 +166,7 @@ def mamba() -> nn.Module:
     )
 
 
-@architecture("rwkv", prompt, sizes=((2, 8), (3, 8), (1, 8)))
+@architecture("rwkv", prompt, sizes=((2, 8), (3, 12), (1, 5)))
 def rwkv() -> nn.Module:
     return make(
         "RwkvConfig",

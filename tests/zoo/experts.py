@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.zoo.architecture import ALL_FORMS, Arguments, Draw, architecture
+from tests.zoo.architecture import ALL_FORMS, FEATURES, Arguments, Draw, architecture
 
 
 def tokens(draw: Draw, batch: int, length: int) -> Arguments:
@@ -83,7 +83,9 @@ class Switch(nn.Module):
         return out.view_as(x)
 
 
-@architecture("multi_task", lambda d, b, n: (d.floats(b, 48),), sizes=((3, 0), (5, 0), (1, 0)))
+@architecture(
+    "multi_task", lambda d, b, n: (d.floats(b, 48),), sizes=((3, 0), (5, 0), (1, 0)), fixed=FEATURES
+)
 class MultiTask(nn.Module):
     """MMoE: shared experts, a gate and a head for each task; a dict of outputs."""
 

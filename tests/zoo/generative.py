@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.zoo.architecture import ALL_FORMS, Arguments, Draw, architecture
+from tests.zoo.architecture import ALL_FORMS, CONFIGURED, FEATURES, Arguments, Draw, architecture
 
 BATCHES = ((2, 0), (3, 0), (1, 0))
 
@@ -35,11 +35,11 @@ class TimeBlock(nn.Module):
         return self.conv2(functional.silu(self.norm2(h))) + self.skip(x)
 
 
-def noisy(draw: Draw, batch: int, _: int) -> Arguments:
-    return {"sample": draw.floats(batch, 3, 16, 16), "timestep": draw.ids(1000, batch)}
+def noisy(draw: Draw, batch: int, side: int) -> Arguments:
+    return {"sample": draw.floats(batch, 3, side, side), "timestep": draw.ids(1000, batch)}
 
 
-@architecture("diffusion_unet", noisy, sizes=BATCHES, forms=ALL_FORMS)
+@architecture("diffusion_unet", noisy, sizes=((2, 16), (3, 24), (1, 8)), forms=ALL_FORMS)
 class DiffusionUNet(nn.Module):
     """Time embedding, group norms, attention in the middle."""
 
@@ -85,7 +85,12 @@ class DiTBlock(nn.Module):
         return x + a2 * self.mlp(self.norm2(x) * (1 + g2) + s2)
 
 
-@architecture("dit", lambda d, b, n: (d.floats(b, 4, 8, 8), d.ids(1000, b), d.ids(11, b)), sizes=BATCHES)
+@architecture(
+    "dit",
+    lambda d, b, n: (d.floats(b, 4, 8, 8), d.ids(1000, b), d.ids(11, b)),
+    sizes=BATCHES,
+    fixed=CONFIGURED,
+)
 class DiT(nn.Module):
     """A diffusion transformer over latent patches, with class and time as conditions."""
 
@@ -107,7 +112,7 @@ class DiT(nn.Module):
         return torch.einsum("nhwpqc->nchpwq", h).reshape(x.shape[0], 4, 8, 8)
 
 
-@architecture("autoencoder", lambda d, b, n: (d.unit(b, 784),), sizes=BATCHES)
+@architecture("autoencoder", lambda d, b, n: (d.unit(b, 784),), sizes=BATCHES, fixed=FEATURES)
 class Autoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +123,13 @@ class Autoencoder(nn.Module):
         return self.decoder(self.encoder(x))
 
 
-@architecture("vae", lambda d, b, n: (d.unit(b, 1, 16, 16), d.floats(b, 16)), sizes=BATCHES, forms=ALL_FORMS)
+@architecture(
+    "vae",
+    lambda d, b, n: (d.unit(b, 1, 16, 16), d.floats(b, 16)),
+    sizes=BATCHES,
+    forms=ALL_FORMS,
+    fixed=CONFIGURED,
+)
 class Vae(nn.Module):
     """The noise is an input, as it has to be in a file."""
 
@@ -139,7 +150,7 @@ class Vae(nn.Module):
         return self.decoder(self.start(z).view(-1, 32, 4, 4)), mu, logvar
 
 
-@architecture("vq_vae", lambda d, b, n: (d.floats(b, 1, 16, 16),), sizes=BATCHES)
+@architecture("vq_vae", lambda d, b, n: (d.floats(b, 1, n, n),), sizes=((2, 16), (3, 24), (1, 12)))
 class VqVae(nn.Module):
     """The nearest code of a table, by distance and argmin."""
 
@@ -164,7 +175,7 @@ class VqVae(nn.Module):
         return self.decoder(quantised), found.view(z.shape[:-1])
 
 
-@architecture("gan_generator", lambda d, b, n: (d.floats(b, 32, 1, 1),), sizes=BATCHES)
+@architecture("gan_generator", lambda d, b, n: (d.floats(b, 32, 1, 1),), sizes=BATCHES, fixed=CONFIGURED)
 class GanGenerator(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +194,7 @@ class GanGenerator(nn.Module):
         return self.main(z)
 
 
-@architecture("gan_discriminator", lambda d, b, n: (d.floats(b, 3, 32, 32),), sizes=BATCHES)
+@architecture("gan_discriminator", lambda d, b, n: (d.floats(b, 3, n, n),), sizes=((2, 32), (3, 48), (1, 40)))
 def discriminator() -> nn.Module:
     spectral = nn.utils.parametrizations.spectral_norm
     return nn.Sequential(
@@ -199,7 +210,7 @@ def discriminator() -> nn.Module:
     )
 
 
-@architecture("normalising_flow", lambda d, b, n: (d.floats(b, 16),), sizes=BATCHES)
+@architecture("normalising_flow", lambda d, b, n: (d.floats(b, 16),), sizes=BATCHES, fixed=FEATURES)
 class RealNvp(nn.Module):
     """Coupling layers; returns the latent and the log of the determinant."""
 
@@ -223,7 +234,7 @@ class RealNvp(nn.Module):
         return x, logdet
 
 
-@architecture("neural_ode", lambda d, b, n: (d.floats(b, 32),), sizes=BATCHES)
+@architecture("neural_ode", lambda d, b, n: (d.floats(b, 32),), sizes=BATCHES, fixed=FEATURES)
 class NeuralOde(nn.Module):
     """Eight steps of Runge and Kutta through one small network."""
 

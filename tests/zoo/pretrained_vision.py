@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from tests.zoo.architecture import ALL_FORMS, Arguments, Draw, architecture
+from tests.zoo.architecture import ALL_FORMS, CONFIGURED, Arguments, Draw, architecture
 from tests.zoo.encoders import WORDS, make, sentences
 
 BATCHES = ((2, 0), (3, 0), (1, 0))
+SIDES = ((2, 32), (3, 48), (1, 64))
 VIT: dict[str, Any] = {
     "hidden_size": 48,
     "num_hidden_layers": 2,
@@ -21,34 +22,36 @@ VIT: dict[str, Any] = {
 }
 
 
-def pixels(side: int = 32) -> Callable[[Draw, int, int], Arguments]:
-    def inputs(draw: Draw, batch: int, _: int) -> Arguments:
-        return {"pixel_values": draw.floats(batch, 3, side, side)}
+def pixels(side: int = 0) -> Callable[[Draw, int, int], Arguments]:
+    """Images of one side, or of the second number of `sizes`."""
+
+    def inputs(draw: Draw, batch: int, length: int) -> Arguments:
+        return {"pixel_values": draw.floats(batch, 3, side or length, side or length)}
 
     return inputs
 
 
-@architecture("vit", pixels(), sizes=BATCHES, forms=ALL_FORMS)
+@architecture("vit", pixels(32), sizes=BATCHES, fixed=CONFIGURED, forms=ALL_FORMS)
 def vit() -> nn.Module:
     return make("ViTConfig", "ViTForImageClassification", **VIT)
 
 
-@architecture("deit", pixels(), sizes=BATCHES)
+@architecture("deit", pixels(32), sizes=BATCHES, fixed=CONFIGURED)
 def deit() -> nn.Module:
     return make("DeiTConfig", "DeiTForImageClassification", **VIT)
 
 
-@architecture("beit", pixels(), sizes=BATCHES)
+@architecture("beit", pixels(32), sizes=BATCHES, fixed=CONFIGURED)
 def beit() -> nn.Module:
     return make("BeitConfig", "BeitModel", **VIT, use_relative_position_bias=True)
 
 
-@architecture("dinov2", pixels(), sizes=BATCHES)
+@architecture("dinov2", pixels(32), sizes=BATCHES, fixed=CONFIGURED)
 def dinov2() -> nn.Module:
     return make("Dinov2Config", "Dinov2Model", **VIT)
 
 
-@architecture("swin", pixels(), sizes=BATCHES)
+@architecture("swin", pixels(32), sizes=BATCHES, fixed=CONFIGURED)
 def swin() -> nn.Module:
     return make(
         "SwinConfig",
@@ -62,14 +65,14 @@ def swin() -> nn.Module:
     )
 
 
-@architecture("convnext", pixels(), sizes=BATCHES)
+@architecture("convnext", pixels(), sizes=SIDES)
 def convnext() -> nn.Module:
     return make(
         "ConvNextConfig", "ConvNextForImageClassification", hidden_sizes=[24, 48], depths=[1, 1], num_stages=2
     )
 
 
-@architecture("resnet_of_transformers", pixels(), sizes=BATCHES, forms=ALL_FORMS)
+@architecture("resnet_of_transformers", pixels(), sizes=SIDES, forms=ALL_FORMS)
 def resnet() -> nn.Module:
     return make(
         "ResNetConfig",
@@ -81,7 +84,7 @@ def resnet() -> nn.Module:
     )
 
 
-@architecture("regnet", pixels(), sizes=BATCHES)
+@architecture("regnet", pixels(), sizes=SIDES)
 def regnet() -> nn.Module:
     return make(
         "RegNetConfig",
@@ -93,14 +96,14 @@ def regnet() -> nn.Module:
     )
 
 
-@architecture("mobilenet_v2_of_transformers", pixels(), sizes=BATCHES)
+@architecture("mobilenet_v2_of_transformers", pixels(), sizes=SIDES)
 def mobilenet_v2() -> nn.Module:
     return make(
         "MobileNetV2Config", "MobileNetV2ForImageClassification", depth_multiplier=0.25, image_size=32
     )
 
 
-@architecture("segformer", pixels(), sizes=BATCHES)
+@architecture("segformer", pixels(), sizes=SIDES)
 def segformer() -> nn.Module:
     return make(
         "SegformerConfig",
@@ -117,7 +120,7 @@ def segformer() -> nn.Module:
     )
 
 
-@architecture("poolformer", pixels(), sizes=BATCHES)
+@architecture("poolformer", pixels(), sizes=SIDES)
 def poolformer() -> nn.Module:
     return make(
         "PoolFormerConfig",
@@ -131,7 +134,7 @@ def poolformer() -> nn.Module:
     )
 
 
-@architecture("detr", pixels(64), sizes=BATCHES)
+@architecture("detr", pixels(), sizes=((2, 64), (3, 96), (1, 48)))
 def detr() -> nn.Module:
     from transformers import ResNetConfig
 
@@ -156,7 +159,7 @@ def detr() -> nn.Module:
     )
 
 
-@architecture("yolos", pixels(), sizes=BATCHES)
+@architecture("yolos", pixels(32), sizes=BATCHES, fixed=CONFIGURED)
 def yolos() -> nn.Module:
     options = {**VIT, "image_size": [32, 32], "num_detection_tokens": 5, "use_mid_position_embeddings": False}
     return make("YolosConfig", "YolosForObjectDetection", **options)
@@ -178,7 +181,7 @@ def clip() -> nn.Module:
     return make("CLIPConfig", "CLIPModel", text_config=text, vision_config=vision, projection_dim=32)
 
 
-@architecture("siglip_vision", pixels(), sizes=BATCHES)
+@architecture("siglip_vision", pixels(32), sizes=BATCHES, fixed=CONFIGURED)
 def siglip_vision() -> nn.Module:
     return make("SiglipVisionConfig", "SiglipVisionModel", **TOWER, image_size=32, patch_size=8)
 
@@ -196,7 +199,7 @@ def blip() -> nn.Module:
     )
 
 
-@architecture("depth_estimation", pixels(), sizes=BATCHES)
+@architecture("depth_estimation", pixels(32), sizes=BATCHES, fixed=CONFIGURED)
 def depth_estimation() -> nn.Module:
     return make(
         "DPTConfig",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.zoo.architecture import ALL_FORMS, Arguments, Draw, architecture
+from tests.zoo.architecture import ALL_FORMS, FEATURES, Arguments, Draw, architecture
 
 BATCHES = ((4, 0), (7, 0), (1, 0))
 FIELDS = (50, 80, 120, 60)
@@ -36,7 +36,7 @@ def bags(draw: Draw, batch: int, _: int) -> Arguments:
     return draw.floats(batch, 13), [draw.ids(n, 3 * batch) for n in FIELDS], [offsets for _ in FIELDS]
 
 
-@architecture("dlrm", clicks, sizes=BATCHES, forms=ALL_FORMS)
+@architecture("dlrm", clicks, sizes=BATCHES, fixed=FEATURES, forms=ALL_FORMS)
 class Dlrm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Dlrm(nn.Module):
         return torch.sigmoid(self.top(torch.cat([x, products[:, rows, columns]], 1)))
 
 
-@architecture("dlrm_bags", bags, sizes=BATCHES)
+@architecture("dlrm_bags", bags, sizes=BATCHES, fixed=FEATURES)
 class DlrmBags(nn.Module):
     """As the reference code has it: a list of id lists and a list of offsets for nn.EmbeddingBag."""
 
@@ -69,7 +69,11 @@ class DlrmBags(nn.Module):
 
 
 @architecture(
-    "ncf", lambda d, b, n: {"user": d.ids(200, b), "item": d.ids(300, b)}, sizes=BATCHES, forms=ALL_FORMS
+    "ncf",
+    lambda d, b, n: {"user": d.ids(200, b), "item": d.ids(300, b)},
+    sizes=BATCHES,
+    fixed=FEATURES,
+    forms=ALL_FORMS,
 )
 class Ncf(nn.Module):
     def __init__(self) -> None:
@@ -98,7 +102,7 @@ class FieldTable(nn.Module):
         return self.table(ids + self.offsets.unsqueeze(0))
 
 
-@architecture("deepfm", fields, sizes=BATCHES)
+@architecture("deepfm", fields, sizes=BATCHES, fixed=FEATURES)
 class DeepFm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +119,7 @@ class DeepFm(nn.Module):
         return torch.sigmoid((wide + pairs + self.deep(e.view(-1, 64))).squeeze(1))
 
 
-@architecture("wide_and_deep", clicks, sizes=BATCHES)
+@architecture("wide_and_deep", clicks, sizes=BATCHES, fixed=FEATURES)
 class WideAndDeep(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +132,7 @@ class WideAndDeep(nn.Module):
         return {"logit": logit, "probability": logit.sigmoid()}
 
 
-@architecture("deep_cross", fields, sizes=BATCHES)
+@architecture("deep_cross", fields, sizes=BATCHES, fixed=FEATURES)
 class DeepCross(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +147,7 @@ class DeepCross(nn.Module):
         return self.out(torch.cat([x, self.deep(x0)], 1)).sigmoid()
 
 
-@architecture("autoint", fields, sizes=BATCHES)
+@architecture("autoint", fields, sizes=BATCHES, fixed=FEATURES)
 class AutoInt(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -206,6 +210,7 @@ class SasRec(nn.Module):
     "two_tower",
     lambda d, b, n: {"user": d.ids(300, b), "item": d.ids(400, b), "features": d.floats(b, 12)},
     sizes=BATCHES,
+    fixed=FEATURES,
     forms=ALL_FORMS,
 )
 class TwoTower(nn.Module):

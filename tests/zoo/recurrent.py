@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.zoo.architecture import ALL_FORMS, architecture
+from tests.zoo.architecture import ALL_FORMS, FEATURES, STEPS, architecture
 
 
 @architecture("lstm_tagger", lambda d, b, n: {"sentence": d.ids(200, b, n)}, forms=ALL_FORMS)
@@ -23,7 +23,7 @@ class LstmTagger(nn.Module):
 
 
 @architecture(
-    "char_rnn", lambda d, b, n: (d.ids(60, b, n), d.floats(2, b, 64)), sizes=((2, 8), (3, 8), (1, 8), (2, 5))
+    "char_rnn", lambda d, b, n: (d.ids(60, b, n), d.floats(2, b, 64)), sizes=((2, 8), (3, 12), (1, 5))
 )
 class CharRnn(nn.Module):
     """The state goes in and comes out."""
@@ -51,18 +51,21 @@ class Elman(nn.Module):
         return self.out(last.squeeze(0))
 
 
-@architecture("lstm_cells", lambda d, b, n: (d.floats(b, 6, 32),), sizes=((2, 0), (3, 0), (1, 0)))
+@architecture(
+    "lstm_cells", lambda d, b, n: (d.floats(b, 6, 32),), sizes=((2, 0), (3, 0), (1, 0)), fixed=STEPS
+)
 class LstmCells(nn.Module):
     """A cell in a Python loop of a known length."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = 6) -> None:
         super().__init__()
+        self.steps = steps
         self.cell, self.out = nn.LSTMCell(32, 48), nn.Linear(48, 32)
 
     def forward(self, x: Tensor) -> Tensor:
         state = x.new_zeros(x.size(0), 48), x.new_zeros(x.size(0), 48)
         found = []
-        for t in range(x.size(1)):
+        for t in range(self.steps):
             state = self.cell(x[:, t], state)
             found.append(self.out(state[0]))
         return torch.stack(found, 1)
@@ -71,13 +74,14 @@ class LstmCells(nn.Module):
 @architecture(
     "gru_seq2seq",
     lambda d, b, n: {"source": d.ids(120, b, n), "target": d.ids(120, b, 5)},
-    sizes=((2, 8), (3, 8), (1, 8)),
+    sizes=((2, 8), (3, 12), (1, 5)),
 )
 class GruSeq2Seq(nn.Module):
     """Bahdanau's attention; the decoder is a GRU that is called step by step."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = 5) -> None:
         super().__init__()
+        self.steps = steps
         self.source, self.target = nn.Embedding(120, 48), nn.Embedding(120, 48)
         self.encoder = nn.GRU(48, 48, batch_first=True)
         self.decoder = nn.GRU(96, 48, batch_first=True)
@@ -87,7 +91,7 @@ class GruSeq2Seq(nn.Module):
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         memory, hidden = self.encoder(self.source(source))
         outputs = []
-        for t in range(target.size(1)):
+        for t in range(self.steps):
             query = self.query(hidden.permute(1, 0, 2))
             weights = self.score(torch.tanh(query + self.keys(memory))).squeeze(2).softmax(-1)
             context = torch.bmm(weights.unsqueeze(1), memory)
@@ -113,7 +117,13 @@ class AttentionLstm(nn.Module):
         return {"logits": self.out((hidden * weights.unsqueeze(-1)).sum(1)), "weights": weights}
 
 
-@architecture("highway", lambda d, b, n: (d.floats(b, 64),), sizes=((2, 0), (5, 0), (1, 0)), forms=ALL_FORMS)
+@architecture(
+    "highway",
+    lambda d, b, n: (d.floats(b, 64),),
+    sizes=((2, 0), (5, 0), (1, 0)),
+    forms=ALL_FORMS,
+    fixed=FEATURES,
+)
 class Highway(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -172,7 +182,7 @@ class Tcn(nn.Module):
         return self.out(self.blocks(x)[:, :, -1])
 
 
-@architecture("nbeats", lambda d, b, n: (d.floats(b, 24),), sizes=((2, 0), (5, 0), (1, 0)))
+@architecture("nbeats", lambda d, b, n: (d.floats(b, 24),), sizes=((2, 0), (5, 0), (1, 0)), fixed=FEATURES)
 class NBeats(nn.Module):
     """A forecast made of blocks that each explain away a part of the input."""
 
@@ -194,7 +204,7 @@ class NBeats(nn.Module):
         return total
 
 
-@architecture("conv_lstm", lambda d, b, n: (d.floats(b, 4, 3, 16, 16),), sizes=((2, 0), (3, 0), (1, 0)))
+@architecture("conv_lstm", lambda d, b, n: (d.floats(b, 4, 3, n, n),), sizes=((2, 16), (3, 24), (1, 12)))
 class ConvLstm(nn.Module):
     """Four frames of video through one convolutional cell."""
 

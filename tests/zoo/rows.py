@@ -25,6 +25,11 @@ BUG = "traceback"
 WRONG = "WRONG PASS"
 BLIND = "proves nothing"
 TIMEOUT = "timeout"
+FEW = "too few shapes"
+TOLD = "one length, and says so"
+
+SHAPES = 3
+"""Different shapes of its inputs at which a file must be right."""
 
 _BUG = re.compile(r"Traceback|this is a bug in roast-export")
 _RAW = re.compile(r"^\w*(Error|Exception): |cannot be opened as a torch.export archive: ")
@@ -44,21 +49,31 @@ class Form:
 
 @dataclass
 class Row:
-    """One architecture. parameters: elements of the dense model."""
+    """One architecture. parameters: elements of the dense model; kept: of the compressed one.
+
+    fixed: why its shapes differ in their batch alone, or None.
+    """
 
     name: str
     family: str
     parameters: int = 0
+    kept: int = 0
+    fixed: str | None = None
     forms: dict[str, Form] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
         """The worst of its forms."""
-        order = [WRONG, BUG, TIMEOUT, UNPROVED, UNHELPFUL, BLIND, REFUSED, PASSED]
+        order = [WRONG, BUG, TIMEOUT, UNPROVED, UNHELPFUL, BLIND, FEW, REFUSED, TOLD, PASSED]
         return min((form.verdict for form in self.forms.values()), key=order.index)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "verdict": self.verdict}
+
+    @classmethod
+    def from_json(cls, read: dict[str, Any]) -> Row:
+        fields = {key: value for key, value in read.items() if key != "verdict"}
+        return cls(**{**fields, "forms": {name: Form(**form) for name, form in read["forms"].items()}})
 
 
 def context() -> Any:
@@ -73,12 +88,12 @@ def run_row(entry: Architecture, starter: Any, folder: Path | None = None) -> Ro
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="zoo-") as made:
             return run_row(entry, starter, Path(made))
-    row = Row(entry.name, entry.family)
+    row = Row(entry.name, entry.family, fixed=entry.fixed)
     began = time.monotonic()
     prepared = _step(starter, "prepare", [entry.name], folder)
     facts = folder / "facts.json"
     seen = json.loads(facts.read_text()) if facts.is_file() else {}
-    row.parameters = seen.get("parameters", 0)
+    row.parameters, row.kept = seen.get("parameters", 0), seen.get("kept", 0)
     if "error" in prepared:
         form = _refusal(prepared["error"], entry, bug=not prepared.get("refused"))
         row.forms["save"] = Form(TIMEOUT if prepared.get("timeout") else form.verdict, form.message)
@@ -116,7 +131,17 @@ def _compared(entry: Architecture, starter: Any, target: str, folder: Path) -> F
     wrong, held, fixed = result["wrong"], result["held"], result["fixed"]
     if wrong:
         return Form(WRONG, "; ".join(wrong), held, fixed)
-    return Form(PASSED if held else BLIND, "", held, fixed)
+    if held >= SHAPES:
+        return Form(PASSED, "", held, fixed)
+    return _fixed(fixed, held, (folder / f"command-{target}.out").read_text(errors="replace"))
+
+
+def _fixed(fixed: list[str], held: int, report: str) -> Form:
+    """A file that takes fewer shapes than the module: its report must name each length that it fixes."""
+    found = {place for text in fixed for place in re.findall(r"\S+:\d+ is fixed at \d+", text)}
+    warnings = " ".join(line for line in report.splitlines() if line.startswith("warning: "))
+    told = bool(found) and all(place in warnings for place in found)
+    return Form(TOLD if told else FEW, ", ".join(sorted(found)), held, fixed)
 
 
 def _refusal(message: str, entry: Architecture, *, bug: bool = False) -> Form:

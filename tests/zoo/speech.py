@@ -191,8 +191,8 @@ class DeepSpeech(nn.Module):
 
 @architecture(
     "keyword_spotting",
-    lambda d, b, n: (d.floats(b, 1, 49, 10),),
-    sizes=((2, 0), (3, 0), (1, 0)),
+    lambda d, b, n: (d.floats(b, 1, n, 10),),
+    sizes=((2, 49), (3, 65), (1, 32)),
     min_params=512,
 )
 def keyword_spotting() -> nn.Module:
@@ -256,7 +256,7 @@ class SpeakerEmbedding(nn.Module):
         return functional.normalize(self.out(pooled), dim=-1)
 
 
-@architecture("spectrogram_network", lambda d, b, n: (d.floats(b, 512),), sizes=((2, 0), (3, 0), (1, 0)))
+@architecture("spectrogram_network", lambda d, b, n: (d.floats(b, n),), sizes=((2, 512), (3, 640), (1, 400)))
 class SpectrogramNetwork(nn.Module):
     """A short-time Fourier transform inside the model."""
 
@@ -344,6 +344,7 @@ def whisper() -> nn.Module:
     "spectrogram_transformer",
     lambda d, b, n: {"input_values": d.floats(b, 40, 16)},
     sizes=((2, 0), (3, 0), (1, 0)),
+    fixed="the configuration names the length of the spectrogram",
 )
 def spectrogram_transformer() -> nn.Module:
     return make(

@@ -32,7 +32,7 @@ class Retention(nn.Module):
         return self.out(functional.silu(self.gate(x)) * y)
 
 
-@architecture("selective_scan", lambda d, b, n: (d.floats(b, 6, 32),), sizes=((2, 0), (3, 0), (1, 0)))
+@architecture("selective_scan", lambda d, b, n: (d.floats(b, n, 32),), sizes=((2, 6), (3, 8), (1, 4)))
 class SelectiveScan(nn.Module):
     """Mamba's recurrence as a loop over six steps."""
 
@@ -89,7 +89,7 @@ class LinearAttention(nn.Module):
         return self.to_out(y.transpose(1, 2).reshape(b, n, 48))
 
 
-@architecture("fourier_mixing", lambda d, b, n: (d.floats(b, 16, 48),), sizes=((2, 0), (3, 0), (1, 0)))
+@architecture("fourier_mixing", lambda d, b, n: (d.floats(b, n, 48),), sizes=((2, 16), (3, 12), (1, 20)))
 class FourierMixing(nn.Module):
     """FNet: the real part of a Fourier transform mixes tokens."""
 
@@ -103,7 +103,12 @@ class FourierMixing(nn.Module):
         return self.norm2(x + self.ffn(x))
 
 
-@architecture("gated_mlp", lambda d, b, n: (d.floats(b, 12, 32),), sizes=((2, 0), (3, 0), (1, 0)))
+@architecture(
+    "gated_mlp",
+    lambda d, b, n: (d.floats(b, 12, 32),),
+    sizes=((2, 0), (3, 0), (1, 0)),
+    fixed="its gate has a weight for each of the twelve tokens",
+)
 class GatedMlp(nn.Module):
     """gMLP: a spatial gate over a fixed number of tokens."""
 

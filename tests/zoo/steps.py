@@ -45,8 +45,8 @@ def prepare(name: str, folder: str) -> dict[str, Any]:
         ranges.append(bounds(model, inputs, outputs))
         torch.save({"inputs": inputs, "outputs": outputs, "bounds": ranges[-1]}, Path(folder, CASE.format(k)))
     blind = _blind(cases[0][1], cases[-1][1], ranges[0])
-    total = sum(p.numel() for p in dense.parameters())
-    facts = {"parameters": total, "blind": blind}
+    total, kept = (sum(p.numel() for p in each.parameters()) for each in (dense, model))
+    facts = {"parameters": total, "kept": kept, "blind": blind}
     Path(folder, "facts.json").write_text(json.dumps(facts))
     roast_export.save(model, Path(folder, ARCHIVE), entry.inputs(Draw(0), *entry.sizes[0]), **entry.save)
     return facts
@@ -76,19 +76,22 @@ def command(form: str, flags: list[str], folder: str) -> dict[str, Any]:
 
 
 def compare(form: str, cases: int, folder: str) -> dict[str, Any]:
-    """Run the file on every case, in every way to run it, and say what differs."""
+    """Run the file on every case, in every way to run it, and say what differs.
+
+    held: different shapes of the inputs that the file takes.
+    """
     os.chdir(folder)
-    fixed, wrong, held = [], [], 0
-    runs = RUNS[form]()
+    fixed, wrong, held = [], [], set()
+    runs, lengths = RUNS[form](), LENGTHS[form]()
     for k in range(cases):
         case = torch.load(CASE.format(k), weights_only=False)
         given = leaves(list(case["inputs"].values()) if isinstance(case["inputs"], dict) else case["inputs"])
         names = list(case["inputs"]) if isinstance(case["inputs"], dict) else []
-        misfit = _misfit(given, names)
+        misfit = _misfit(lengths, given, names)
         if misfit:
             fixed.append(f"case {k}: {misfit}")
             continue
-        held += 1
+        held.add(tuple(tuple(tensor.shape) for tensor in given))
         expected = [value.numpy() for value in case["outputs"]]
         for way, run in runs.items():
             try:
@@ -99,25 +102,45 @@ def compare(form: str, cases: int, folder: str) -> dict[str, Any]:
             wrong += [
                 f"{way}, case {k}: {text}" for text in all_differences(expected, actual, case["bounds"])
             ]
-    return {"held": held, "fixed": fixed, "wrong": wrong}
+    return {"held": len(held), "fixed": fixed, "wrong": wrong}
 
 
 def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _misfit(given: list[torch.Tensor], names: list[str]) -> str | None:
-    """Which input has a length that the exported graph fixes otherwise, or None."""
-    import onnx
+Lengths = dict[str, list[Any]]
+"""Lengths of each input of a file: a number where the file fixes it."""
 
-    graph = onnx.load(SUFFIX["onnx"], load_external_data=False).graph
-    inputs = {value.name: value for value in graph.input}
-    ordered = _ordered(list(inputs), given, names)
-    for name, tensor in ordered.items():
-        for axis, dim in enumerate(inputs[name].type.tensor_type.shape.dim):
-            if dim.HasField("dim_value") and dim.dim_value != tensor.shape[axis]:
-                return f"{name}:{axis} is fixed at {dim.dim_value}"
-    return None
+
+def _misfit(lengths: Lengths, given: list[torch.Tensor], names: list[str]) -> str | None:
+    """Which inputs have a length that the file fixes otherwise, or None."""
+    found = [
+        f"{name}:{axis} is fixed at {length}"
+        for name, tensor in _ordered(list(lengths), given, names).items()
+        for axis, length in enumerate(lengths[name])
+        if isinstance(length, int) and length != tensor.shape[axis]
+    ]
+    return ", ".join(found) or None
+
+
+def _lengths_of_session(file: str) -> Lengths:
+    import roast_export
+
+    return {value.name: value.shape for value in roast_export.create_session(file).get_inputs()}
+
+
+def _lengths_of_archive(file: str) -> Lengths:
+    """As the exported program states them; a TorchScript file states none, so its archive speaks for it."""
+    import roast_export  # noqa: F401 - registers the operators that the file names
+
+    program = torch.export.load(file)
+    wanted = set(program.graph_signature.user_inputs)
+    return {
+        node.name: [n if isinstance(n, int) else str(n) for n in node.meta["val"].shape]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in wanted
+    }
 
 
 def _ordered(wanted: list[str], given: list[torch.Tensor], names: list[str]) -> dict[str, torch.Tensor]:
@@ -195,6 +218,14 @@ RUNS: dict[str, Callable[[], dict[str, Run]]] = {
     "ort": _ort,
     "torchscript": _torchscript,
     "pt2": _pt2,
+}
+
+
+LENGTHS: dict[str, Callable[[], Lengths]] = {
+    "onnx": lambda: _lengths_of_session(SUFFIX["onnx"]),
+    "ort": lambda: _lengths_of_session(SUFFIX["ort"]),
+    "torchscript": lambda: _lengths_of_archive(ARCHIVE),
+    "pt2": lambda: _lengths_of_archive(SUFFIX["pt2"]),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.zoo.architecture import ALL_FORMS, Arguments, Draw, architecture
+from tests.zoo.architecture import ALL_FORMS, FEATURES, Arguments, Draw, architecture
 
 
 class PositionalEncoding(nn.Module):
@@ -205,7 +205,10 @@ class MemoryNetwork(nn.Module):
 
 
 @architecture(
-    "tabular_transformer", lambda d, b, n: (d.floats(b, 8), d.ids(20, b, 5)), sizes=((3, 0), (5, 0), (1, 0))
+    "tabular_transformer",
+    lambda d, b, n: (d.floats(b, 8), d.ids(20, b, 5)),
+    sizes=((3, 0), (5, 0), (1, 0)),
+    fixed=FEATURES,
 )
 class TabularTransformer(nn.Module):
     """FT-Transformer: numbers and categories as tokens."""

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.zoo.architecture import ALL_FORMS, Arguments, Draw, architecture
+from tests.zoo.architecture import ALL_FORMS, CONFIGURED, Arguments, Draw, architecture
 
 BATCHES = ((2, 0), (3, 0), (1, 0))
+SIDES = ((2, 32), (3, 48), (1, 24))
 
 
 def picture(draw: Draw, batch: int, _: int) -> Arguments:
@@ -38,7 +39,7 @@ def feed_forward(dim: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(0.1), nn.Linear(hidden, dim))
 
 
-@architecture("vit_by_hand", picture, sizes=BATCHES, forms=ALL_FORMS)
+@architecture("vit_by_hand", picture, sizes=BATCHES, forms=ALL_FORMS, fixed=CONFIGURED)
 class Vit(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +110,7 @@ class SwinBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-@architecture("swin_by_hand", picture, sizes=BATCHES)
+@architecture("swin_by_hand", picture, sizes=BATCHES, fixed=CONFIGURED)
 class Swin(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +139,7 @@ class NextBlock(nn.Module):
         return x + y.permute(0, 3, 1, 2)
 
 
-@architecture("convnext_by_hand", picture, sizes=BATCHES, forms=ALL_FORMS)
+@architecture("convnext_by_hand", lambda d, b, n: (d.floats(b, 3, n, n),), sizes=SIDES, forms=ALL_FORMS)
 def convnext() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 24, 4, 4),
@@ -163,7 +164,7 @@ class MixerBlock(nn.Module):
         return x + self.channels(self.norm2(x))
 
 
-@architecture("mlp_mixer", picture, sizes=BATCHES)
+@architecture("mlp_mixer", picture, sizes=BATCHES, fixed=CONFIGURED)
 class MlpMixer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +175,7 @@ class MlpMixer(nn.Module):
         return self.head(self.norm(self.blocks(self.patch(x).flatten(2).transpose(1, 2))).mean(dim=1))
 
 
-@architecture("perceiver", picture, sizes=BATCHES)
+@architecture("perceiver", picture, sizes=BATCHES, fixed=CONFIGURED)
 class Perceiver(nn.Module):
     """A few latents read all pixels by cross attention."""
 
@@ -193,7 +194,12 @@ class Perceiver(nn.Module):
         return self.head(self.own(latents).mean(1))
 
 
-@architecture("masked_autoencoder", lambda d, b, n: (d.floats(b, 16, 48), d.unit(b, 16)), sizes=BATCHES)
+@architecture(
+    "masked_autoencoder",
+    lambda d, b, n: (d.floats(b, 16, 48), d.unit(b, 16)),
+    sizes=BATCHES,
+    fixed=CONFIGURED,
+)
 class MaskedAutoencoder(nn.Module):
     """Patches are shuffled by noise that comes in; a quarter is kept, and the rest is made up."""
 
