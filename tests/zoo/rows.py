@@ -14,7 +14,7 @@ from typing import Any
 from tests.zoo.architecture import Architecture
 from tests.zoo.steps import child
 
-TIME_LIMIT = 180.0
+TIME_LIMIT = 600.0
 """Seconds for one step."""
 
 PASSED = "passed"
