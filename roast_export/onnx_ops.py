@@ -14,6 +14,7 @@ import onnx
 import onnx.defs
 import onnx.parser
 
+from roast_export import onnx_lookup
 from roast_export.errors import ExportError, MappingError
 from roast_export.mapping import Element, Hash, Mapping, Sign, check_scale
 
@@ -160,12 +161,15 @@ def layers_in(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return [node for node in nodes_of(graph) if node.domain == DOMAIN]
 
 
-def functions(operators: Iterable[str], opset: int) -> list[onnx.FunctionProto]:
-    """Model-local functions in standard ops for those of `operators` that have one."""
+def functions(operators: Iterable[str], opset: int, narrow: bool = False) -> list[onnx.FunctionProto]:
+    """Model-local functions in standard ops for those of `operators` that have one.
+
+    narrow: lookups that stay inside 31 bits; all their tables must be such as onnx_lookup.is_narrow accepts.
+    """
     wanted = set(operators)
     if wanted & {"RoastGatherSigned", "RoastLinear", "RoastLinearBias"}:
         wanted.add("RoastGather")
-    return [_parse(name, opset) for name in OPERATORS if name in wanted and name in _BODIES]
+    return [_parse(name, opset, narrow) for name in OPERATORS if name in wanted and name in _BODIES]
 
 
 def register_schemas() -> None:
@@ -224,6 +228,7 @@ _CONSTANTS = """
         ones1 = Constant <value_ints = [1]> ()
         twos1 = Constant <value_ints = [2]> ()
         ones2 = Constant <value_ints = [1, 1]> ()
+        one_and_four = Constant <value_ints = [1, 4]> ()
         ones5 = Constant <value_ints = [1, 1, 1, 1, 1]> ()
         minus1 = Constant <value_ints = [-1]> ()
         shape = Constant <value_ints : ints = @shape> ()
@@ -420,8 +425,10 @@ _BODIES = {
 }
 
 
-def _parse(name: str, opset: int) -> onnx.FunctionProto:
+def _parse(name: str, opset: int, narrow: bool) -> onnx.FunctionProto:
     inputs, body = _BODIES[name]
+    if narrow and name == "RoastEmbedding":
+        body = _CONSTANTS + onnx_lookup.NARROW
     return onnx.parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{DOMAIN}" : {DOMAIN_VERSION}]>\n'
         f"{name} <{', '.join(ATTRIBUTES)}> ({inputs}) => (result)\n{{{body}\n}}"

@@ -20,6 +20,7 @@ from roast_export import families, onnx_ops
 from roast_export.errors import ExportError, MappingError, RoastError
 from roast_export.libraries import ort_library_path
 from roast_export.mapping import Element, Hash, Mapping, Sign
+from roast_export.onnx_lookup import is_narrow
 from tests.mappings import drawn, hashed, pattern
 from tests.vectors.make_vectors import GOLDEN, RESEARCH, memory_of, research_mapping, sha256
 
@@ -33,6 +34,7 @@ SIGNED = [
     if RECORDS[v["name"]].sign is Sign.MT19937 and RECORDS[v["name"]].element is Element.HASH
 ]
 TABLES = [v for v in HASHED if len(RECORDS[v["name"]].shape) == 2]
+NARROW = [v for v in TABLES if is_narrow(RECORDS[v["name"]])]
 TABLE = families.roast((50, 40), 700, seed=2, tile=(1, 32), align=16, transposed=False)
 MATRIX = families.roast((20, 30), 900, seed=1, tile=(8, 16), align=4)
 FUNCTIONS = ["RoastGather", "RoastGatherFolded", "RoastGatherSigned", "RoastEmbedding"]
@@ -47,6 +49,7 @@ def model(
     scale: float = 1.0,
     inputs: tuple[str, ...] = (),
     opset: int = 18,
+    narrow: bool = False,
     **changes: Any,
 ) -> onnx.ModelProto:
     """One node with its functions; `arrays` are its inputs in order, initializers but for `inputs`."""
@@ -67,7 +70,7 @@ def model(
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid(onnx_ops.DOMAIN, onnx_ops.DOMAIN_VERSION)]
     return helper.make_model(
-        graph, opset_imports=opsets, functions=onnx_ops.functions([operator], opset), ir_version=10
+        graph, opset_imports=opsets, functions=onnx_ops.functions([operator], opset, narrow), ir_version=10
     )
 
 
@@ -138,6 +141,16 @@ def test_gather_gives_the_golden_bits(vector, dtype, digest, run):
 def test_embedding_of_every_row_gives_the_golden_bits(vector, dtype, digest, run):
     ids = np.arange(RECORDS[vector["name"]].shape[0])
     rows = run(of_vector("RoastEmbedding", vector, dtype, {"ids": ids}), {"ids": ids})
+    assert rows.dtype == np.float32
+    assert sha256(rows) == vector[digest]
+
+
+@every_runner
+@every_array
+@pytest.mark.parametrize("vector", NARROW, ids=lambda v: v["name"])
+def test_a_narrow_embedding_gives_the_golden_bits(vector, dtype, digest, run):
+    ids = np.arange(RECORDS[vector["name"]].shape[0])
+    rows = run(of_vector("RoastEmbedding", vector, dtype, {"ids": ids}, narrow=True), {"ids": ids})
     assert rows.dtype == np.float32
     assert sha256(rows) == vector[digest]
 
