@@ -11,6 +11,7 @@
 #   make cross     build the ONNX Runtime library for phones and other systems into build/cross/
 #   make mobile    run what is exported on what it is for: ARM under qemu, browsers, ExecuTorch
 #   make mobile-minimal  build a minimal ONNX Runtime (root; 15 minutes, once) and run .ort files in it
+#   make openvino  install ONNX Runtime's OpenVINO build and run files in it
 #   make vectors   write tests/vectors/mapping.json anew from the reference
 #   make clean     remove what was built, keep .venv/
 
@@ -29,10 +30,10 @@ NATIVE_READY := roast_export/lib/.ready
 COMPAT_READY := $(patsubst %,$(VENV)/compat/%/.ready,1.20.1 1.23.2)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup native demo test zoo mutants bench tiles minilm lint vectors clean cross mobile mobile-minimal
+.PHONY: help setup native demo test zoo mutants bench tiles minilm lint vectors clean cross mobile mobile-minimal openvino
 
 help:
-	@sed -n '2,16s/^# \{0,1\}//p' Makefile
+	@sed -n '2,17s/^# \{0,1\}//p' Makefile
 
 # Debian splits ensurepip off into python3-venv; where it is missing, the system's pip fills the gap.
 $(VENV_READY):
@@ -69,6 +70,18 @@ $(VENV)/compat/%/.ready: | $(VENV_READY)
 	@rm -rf $(@D)
 	@$(PIP) install --no-deps --target $(@D) onnxruntime==$*
 	@touch $@
+
+# It would replace the package onnxruntime, and so is a plain folder too; it brings OpenVINO.
+OPENVINO_READY := build/openvino/.ready
+
+$(OPENVINO_READY): | $(PACKAGE_READY)
+	@echo "installing onnxruntime-openvino"
+	@rm -rf $(@D)
+	@$(PIP) install --no-deps --target $(@D) onnxruntime-openvino==1.24.1
+	@touch $@
+
+openvino: setup $(OPENVINO_READY)
+	@$(BIN)/python -m pytest tests/test_openvino.py -rs $(ARGS)
 
 setup: $(PACKAGE_READY) $(NATIVE_READY)
 	@:

@@ -6,6 +6,7 @@ from roast_export import (
     runtime_executorch,
     runtime_executorch_arm64,
     runtime_minimal,
+    runtime_openvino,
     runtime_qemu,
     runtime_web,
 )
@@ -38,4 +39,4 @@ def optional_runtimes() -> list[Runtime]:
 
 def optional_onnx_runtimes() -> list[Runtime]:
     """Those that take an ONNX file."""
-    return [*runtime_qemu.runtimes(), *runtime_web.runtimes()]
+    return [*runtime_qemu.runtimes(), *runtime_web.runtimes(), *runtime_openvino.runtimes()]

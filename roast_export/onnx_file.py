@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from roast_export import localise, onnx_ops, probe
+from roast_export import localise, onnx_ops, probe, runtime_openvino
 from roast_export.all_runtimes import optional_onnx_runtimes
 from roast_export.artifact import Artifact, Tell, expected_layer
 from roast_export.calls import plain_name
@@ -21,6 +21,7 @@ from roast_export.cases import Case
 from roast_export.compare import failed
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
+from roast_export.onnx_lookup import is_narrow
 from roast_export.program import Dims
 from roast_export.ranges import RANGES, Range, read_ranges
 from roast_export.report import Check, Layer
@@ -28,6 +29,11 @@ from roast_export.runtimes import Runtime, native_unavailable, onnx_runtimes, op
 from roast_export.size import onnx_tensor_bytes
 from roast_export.subject import Subject
 from roast_export.to_onnx import size_of
+
+INT64_REQUIRED = (
+    "a lookup of this file computes in 64 bits: without the library, it must not run where int64 is cut "
+    "to int32 (OpenVINO)"
+)
 
 
 @dataclass
@@ -52,7 +58,11 @@ class OnnxFile(Artifact):
         drawn = any(onnx_ops.is_drawn(node.op_type) for node in self.nodes)
         reason = "this file needs the library (weights drawn from MT19937)" if drawn else None
         found = [*onnx_runtimes(), *optional_onnx_runtimes()]
-        return [runtime if runtime.native else runtime.refusing(reason) for runtime in found]
+        usable = [runtime if runtime.native else runtime.refusing(reason) for runtime in found]
+        if not _needs_int64(self.nodes):
+            return usable
+        cutting = runtime_openvino.NAME
+        return [r.refusing(INT64_REQUIRED) if r.name == cutting else r for r in usable]
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
         yield self._checker()
@@ -139,6 +149,7 @@ def open_onnx(path: Path) -> OnnxFile:
             p.key == "roast.weights" and p.value == "materialized" for p in proto.metadata_props
         ),
         portable=not any(onnx_ops.is_drawn(node.op_type) for node in nodes),
+        warnings=[INT64_REQUIRED] if _needs_int64(nodes) else [],
         proto=proto,
     )
 
@@ -148,6 +159,11 @@ def spelled(proto: onnx.ModelProto) -> dict[str, str]:
     return {
         plain: value.name for value in proto.graph.input if (plain := plain_name(value.name)) != value.name
     }
+
+
+def _needs_int64(nodes: list[onnx.NodeProto]) -> bool:
+    tables = [onnx_ops.mapping_of(node)[0] for node in nodes if node.op_type == "RoastEmbedding"]
+    return not all(map(is_narrow, tables))
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:

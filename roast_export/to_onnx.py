@@ -35,6 +35,7 @@ from roast_export.mapping import VERSION, Element, Mapping, Sign
 from roast_export.onnx_attention import attention
 from roast_export.onnx_dtypes import refuse_bfloat16
 from roast_export.onnx_exact import exact_rewrites
+from roast_export.onnx_lookup import is_narrow
 from roast_export.onnx_pooling import pooling
 from roast_export.onnx_recurrent import recurrent, refuse_projections
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
@@ -96,7 +97,7 @@ def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
     _spell_inputs(model, options.input_names)
     _strip(model)
     used = {node.op_type for node in model.graph.all_nodes() if node.domain == onnx_ops.DOMAIN}
-    for proto in onnx_ops.functions(used, options.opset):
+    for proto in onnx_ops.functions(used, options.opset, _is_narrow(layers)):
         function = ir.serde.deserialize_function(proto)
         model.functions[function.identifier()] = function
     model.opset_imports.setdefault(onnx_ops.DOMAIN, onnx_ops.DOMAIN_VERSION)
@@ -358,6 +359,11 @@ def _strip(model: ir.Model) -> None:
     model.ir_version = min(model.ir_version or IR_VERSION, IR_VERSION)
 
 
+def _is_narrow(layers: Sequence[VirtualLayer]) -> bool:
+    """Whether nothing that depends on the model's inputs needs more than 31 bits."""
+    return all(is_narrow(layer.mapping) for layer in layers if layer.kind == "embedding")
+
+
 def _metadata(program: ExportedProgram, options: OnnxOptions) -> dict[str, str]:
     found = {
         "roast.mapping_version": str(VERSION),
@@ -369,6 +375,7 @@ def _metadata(program: ExportedProgram, options: OnnxOptions) -> dict[str, str]:
     if ranges:
         found[RANGES] = json.dumps(ranges)
     layers = layers_of(program)
+    found["roast.int64"] = "constants" if _is_narrow(layers) else "required"
     names = array_names(layers)
     for array, memory in {layer.array: layer.memory for layer in layers}.items():
         digest = hashlib.sha256(memory.contiguous().numpy().tobytes()).hexdigest()

@@ -272,6 +272,7 @@ def test_a_layer_that_is_gone(model, good, tmp_path):
     proto.graph.node.remove(gone)
     failures = verdict(model, proto, tmp_path).failures
     assert {(c.kind, c.name) for c in failures} == {
+        ("size", "size gate"),
         ("structure", "no dense weight"),
         ("weight", "first.weight"),
     }
