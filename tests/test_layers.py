@@ -19,7 +19,7 @@ NATIVE = {
 }
 
 PURE = ("mapping", "families", "errors")
-TWINS = ("mapping", "torch_mapping", "onnx_ops")
+TWINS = ("mapping", "torch_mapping", "onnx_ops", "onnx_lookup")
 NATIVE_TWIN = "roast_mapping.h"
 NATIVE_VECTORS = "roast_simd.h"
 KERNEL_FILES = [name for name in NATIVE if name.startswith("roast_")]
