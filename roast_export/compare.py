@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roast_export.errors import InputError
 from roast_export.report import Check
 
 Array = NDArray[Any]
@@ -58,7 +59,14 @@ class Limits:
 
 
 def limits_of(atol: float | None, rtol: float | None) -> Limits | None:
-    """The bound that the user sets; one of the two that is not given counts as 0. None without either."""
+    """The bound that the user sets; one of the two that is not given counts as 0. None without either.
+
+    Raises:
+        InputError: a bound that is negative, infinite or no number.
+    """
+    for name, value in (("atol", atol), ("rtol", rtol)):
+        if value is not None and not 0 <= value < np.inf:
+            raise InputError(f"{name} is {value}; it must be a finite number, 0 or larger")
     return None if atol is None and rtol is None else Limits(atol or 0.0, rtol or 0.0)
 
 

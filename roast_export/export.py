@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from roast_export import to_executorch, to_ort, to_web
 from roast_export.artifact import Artifact
 from roast_export.calls import PlainModel, facts_of
+from roast_export.compare import limits_of
 from roast_export.dimensions import EVERY_OTHER, dim_names, flat_shapes
 from roast_export.errors import InputError, VerificationError
 from roast_export.files import replacing
@@ -99,6 +100,7 @@ def export(
         raise InputError(f"a delegate belongs to executorch; leave it out for {to}")
     if to == "ort" and not os.fspath(path).endswith(".ort"):
         raise InputError(f"{path}: onnxruntime knows the format by the suffix .ort; name the file so")
+    limits_of(atol, rtol)
     tell = progress or (lambda step, done, total: None)
     example_inputs = own_inputs(example_inputs)
     with evaluation(model), unchanged(model), replacing(path) as target:
