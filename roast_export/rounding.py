@@ -27,6 +27,17 @@ HALF_ROUNDINGS = 2
 SUMS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "linear": 0, "convolution": 1}
 """Sums of products, with the argument whose size tells how many terms each has."""
 
+TERMS = {
+    "mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "linear": 0, "convolution": 0, "mv": 0, "dot": 0, "sum": 0,
+    "mean": 0, "cumsum": 0, "native_layer_norm": 0, "native_group_norm": 0,
+    "_scaled_dot_product_flash_attention_for_cpu": 0,
+}  # fmt: skip
+"""Sums, with the argument that is moved before they are computed: each term is rounded at its own size, and
+a sum of both signs can be far smaller."""
+
+TERM_ROUNDINGS = 2
+"""Roundings by which a term of a sum moves at most."""
+
 USUAL_TERMS = 256
 """Terms up to which a sum is off by ROUNDINGS; beyond them the error grows as a random walk does."""
 
@@ -76,8 +87,8 @@ class Rounding(TorchDispatchMode):
         self.sign = sign
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         name = str(func.overloadpacket.__name__)
+        result = func(*args, **(kwargs or {}))
         self.opaque |= name == "mkldnn_rnn_layer"
         mutates = bool(func._schema.is_mutable)
         if func.is_view or (name.rstrip("_") if mutates else name) in EXACT:
@@ -88,7 +99,22 @@ class Rounding(TorchDispatchMode):
                     value.copy_(self.moved(value))
             return result
         floor, more = _floor(name, args), _accumulated(name, args)
+        if name in TERMS:
+            result = self._of_moved_terms(func, args, kwargs or {}, result, TERMS[name], more)
         return pytree.tree_map_only(Tensor, lambda value: self.moved(value, floor, more), result)
+
+    def _of_moved_terms(self, func: Any, args: Any, kwargs: Any, result: Any, place: int, more: float) -> Any:
+        """A sum whose terms are rounded, each at its own size; `result` where no runtime rounds."""
+        terms = args[place]
+        # Narrow types are added in float32: no term rounds as far as they do.
+        if not terms.is_floating_point() or terms.dtype.itemsize < 4 or terms.numel() == 0:
+            return result
+        unit = TERM_ROUNDINGS * more * torch.finfo(terms.dtype).eps / 2
+        noise = torch.empty_like(terms).uniform_(-unit, unit, generator=self.generator).mul_(self.sign)
+        found = func(*args[:place], terms + noise * terms, *args[place + 1 :], **kwargs)
+        if not bool(_few_digits(terms).all()):
+            return found
+        return pytree.tree_map(_unless_whole, result, found)
 
     def moved(self, value: Tensor, floor: Tensor | float = 0.0, more: float = 1.0) -> Tensor:
         """`value` with each element moved. Whole numbers and numbers of few digits stay.
@@ -122,6 +148,13 @@ def _accumulated(name: str, args: Any) -> float:
     tensor = args[SUMS[name]]
     terms = tensor[0].numel() if name == "convolution" else tensor.shape[-1]
     return max(1.0, math.sqrt(terms / USUAL_TERMS))
+
+
+def _unless_whole(result: Any, found: Any) -> Any:
+    """`found`, except where the result is a whole number: sums of whole numbers are exact."""
+    if not isinstance(result, Tensor) or not result.is_floating_point():
+        return result
+    return torch.where(result == result.round(), result, found)
 
 
 def _few_digits(value: Tensor) -> Tensor:

@@ -188,6 +188,19 @@ def test_rounding_moves_results_and_leaves_what_is_exact():
     assert torch.equal(still[2], (x > 0).float() - 1e4)
 
 
+def test_a_sum_that_cancels_is_off_by_roundings_of_its_terms():
+    """Whole inputs, so that nothing but the order of additions differs between runtimes."""
+    weight = torch.randn(1, 256, generator=torch.Generator().manual_seed(3))
+    weight -= weight.mean()
+    with Rounding(0, 1):
+        found = torch.stack([torch.ones(1, 256) @ weight.T for _ in range(20)])
+        whole = torch.ones(1, 256) @ torch.ones(256, 3)
+    terms = torch.finfo(torch.float32).eps * float(weight.norm())
+    assert float((found - found[0]).abs().max()) > terms
+    assert float((found - found[0]).abs().max()) < 100 * terms
+    assert torch.equal(whole, torch.full((1, 3), 256.0))
+
+
 def test_buffers_that_forward_writes_are_left_alone():
     class Counting(nn.Module):
         def __init__(self):
