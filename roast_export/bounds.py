@@ -109,6 +109,23 @@ def neighbourhood(spread: Bound) -> Bound:
     return np.asarray(np.sqrt(found), np.float64)
 
 
+def usual_share(bound: Bound, values: Array) -> float | None:
+    """The median of the bound over what is usual at each element's place; None if no element tells."""
+    if values.dtype.kind in "biu" or bound.shape != values.shape:
+        return None
+    size = neighbourhood(np.abs(values).astype(np.float64))
+    tells = np.isfinite(bound) & (size > 0)
+    return float(np.median(bound[tells] / size[tells])) if tells.any() else None
+
+
+def at_least(bound: Bound, values: Array, share: float) -> Bound:
+    """The bound, and nowhere less than a share of what is usual at each element's place.
+
+    A few runs may agree by chance in all elements around one, say where all rows of an input are the same.
+    """
+    return np.asarray(np.maximum(bound, share * neighbourhood(np.abs(values).astype(np.float64))), np.float64)
+
+
 def proves(bound: Bound, expected: Array) -> bool:
     """Whether a comparison within the bound tells right from wrong for at least half of the elements.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from roast_export.artifact import Tell
-from roast_export.bounds import output_bounds, proves, size_of
+from roast_export.bounds import at_least, output_bounds, proves, size_of, usual_share
 from roast_export.cases import Case
 from roast_export.compare import Array, Bound, failed
 from roast_export.errors import RoastError
@@ -36,6 +36,8 @@ def bounded(
         if amplified:
             warnings.append(f"input {case.name!r} proves nothing of {'; '.join(amplified)}")
             pending += [another for another in [next(spare, None)] if another is not None]
+    if subject.limits is None:
+        found = _pooled(found)
     checks: list[Check] = []
     for k, name in enumerate(subject.file.outputs[: len(found[0].expected)]):
         compared = [(case.expected[k], bound) for case in found if (bound := case.bounds[k]) is not None]
@@ -45,6 +47,22 @@ def bounded(
             continue
         warnings += _vague(name, *map(list, zip(*compared, strict=True)))
     return found, checks
+
+
+def _pooled(cases: list[Case]) -> list[Case]:
+    """The cases, none of whose bounds is below the share of its output that is usual over all cases."""
+    every = [list(case.bounds) for case in cases]
+    for k in range(min(map(len, every), default=0)):
+        known = [(n, bounds[k], cases[n].expected[k]) for n, bounds in enumerate(every)]
+        shares = [usual_share(bound, values) for _, bound, values in known if bound is not None]
+        told = [share for share in shares if share is not None]
+        if not told:
+            continue
+        usual = float(np.median(told))
+        for n, bound, values in known:
+            if bound is not None and values.dtype.kind not in "biu":
+                every[n][k] = at_least(bound, values, usual)
+    return [replace(case, bounds=bounds) for case, bounds in zip(cases, every, strict=True)]
 
 
 def with_bounds(subject: Subject, case: Case) -> tuple[Case, list[str]]:

@@ -10,7 +10,7 @@ from torch import nn
 
 import roast_export
 from roast_export.arrays import array_of, tensor_of
-from roast_export.bounds import bound_of, output_bounds, proves
+from roast_export.bounds import at_least, bound_of, output_bounds, proves, usual_share
 from roast_export.compare import compare_within
 from roast_export.report import Measurement
 from roast_export.rounding import Rounding
@@ -217,3 +217,15 @@ def test_buffers_that_forward_writes_are_left_alone():
     before = model.seen.clone()
     output_bounds(model, program, {"x": example()[0].numpy()})
     assert torch.equal(model.seen, before)
+
+
+def test_runs_that_agree_by_chance_do_not_narrow_the_bound():
+    """The few runs of one case may give an element the same value; the other cases tell what is usual."""
+    values, usual = np.full((4, 8), 0.5, np.float32), np.full((4, 8), 1e-7)
+    chance = np.full((4, 8), 1e-9)
+    share = usual_share(usual, values)
+    assert share == pytest.approx(2e-7)
+    assert (at_least(chance, values, share) >= 0.9e-7).all()
+    assert np.array_equal(at_least(usual, values, share / 10), usual)
+    quiet = values * np.array([1] * 7 + [1e-6], np.float32)
+    assert (at_least(chance, quiet, share)[:, -1] < 1e-8).all()
