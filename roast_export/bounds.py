@@ -14,9 +14,11 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from roast_export.arrays import array_of, tensor_of
+from roast_export.cases import has_control_flow
 from roast_export.compare import Array, Bound
 from roast_export.program import Program, call
 from roast_export.rounding import Rounding
@@ -41,6 +43,10 @@ def output_bounds(model: nn.Module, program: Program, feeds: dict[str, Array]) -
     Raises:
         InputError: the model does not run on them.
     """
+
+    if isinstance(program, ExportedProgram) and has_control_flow(program):
+        # A live module compiles its branches, which a dispatch mode does not let it.
+        model = program.module(check_guards=False)
 
     def run(values: dict[str, Tensor]) -> list[Array]:
         leaves = pytree.tree_leaves(call(model, program, values))

@@ -185,8 +185,13 @@ def arithmetic(program: Program) -> AbstractContextManager[None]:
 
     torch.cond and its like cannot run under a dispatch mode: a model that has them uses what is installed.
     """
+    return nullcontext() if has_control_flow(program) else without_library()
+
+
+def has_control_flow(program: Program) -> bool:
+    """Whether a traced graph branches or loops (torch.cond and its like)."""
     nodes = program.graph.nodes if isinstance(program, ExportedProgram) else ()
-    return nullcontext() if any(str(node.target) in _CONTROL for node in nodes) else without_library()
+    return any(str(node.target) in _CONTROL for node in nodes)
 
 
 _CONTROL = ("cond", "while_loop", "map_impl", "scan", "associative_scan")

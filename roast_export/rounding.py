@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -80,6 +81,8 @@ class Rounding(TorchDispatchMode):
     opaque: whether oneDNN computed a whole LSTM as one operator, so that the rounding within it went unseen.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, seed: int, sign: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.opaque = False
@@ -87,6 +90,8 @@ class Rounding(TorchDispatchMode):
         self.sign = sign
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            return self._control_flow(func, args, kwargs or {})
         name = str(func.overloadpacket.__name__)
         result = func(*args, **(kwargs or {}))
         self.opaque |= name == "mkldnn_rnn_layer"
@@ -102,6 +107,20 @@ class Rounding(TorchDispatchMode):
         if name in TERMS:
             result = self._of_moved_terms(func, args, kwargs or {}, result, TERMS[name], more)
         return pytree.tree_map_only(Tensor, lambda value: self.moved(value, floor, more), result)
+
+    def _control_flow(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
+        """A branch or a loop, with the operators in it moved; of others the results alone are moved."""
+        if func is torch.ops.higher_order.cond:
+            chosen, otherwise, operands = args[1:4]
+            with self:
+                return (chosen if bool(args[0]) else otherwise)(*operands)
+        if func is torch.ops.higher_order.while_loop:
+            goes_on, body, carried, fixed = args[:4]
+            with self:
+                while bool(goes_on(*carried, *fixed)):
+                    carried = body(*carried, *fixed)
+                return carried
+        return pytree.tree_map_only(Tensor, self.moved, func(*args, **kwargs))
 
     def _of_moved_terms(self, func: Any, args: Any, kwargs: Any, result: Any, place: int, more: float) -> Any:
         """A sum whose terms are rounded, each at its own size; `result` where no runtime rounds."""

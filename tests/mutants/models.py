@@ -11,7 +11,7 @@ from tests.zoo.architecture import Architecture, architectures
 
 FROM_ZOO = (
     "mobilenet_v3", "resnet", "unet", "siamese", "autoencoder", "transformer_encoder", "bert_classifier",
-    "gpt2", "top_k_mixture", "dlrm_bags", "lstm_tagger", "packed_lstm", "conv_tasnet", "deep_sets",
+    "gpt2", "top_k_mixture", "dlrm_bags", "lstm_tagger", "attention_lstm", "conv_tasnet", "deep_sets",
 )  # fmt: skip
 
 RATIOS = {"mobilenet_v3": 20.0}
