@@ -221,11 +221,11 @@ def test_buffers_that_forward_writes_are_left_alone():
 
 def test_runs_that_agree_by_chance_do_not_narrow_the_bound():
     """The few runs of one case may give an element the same value; the other cases tell what is usual."""
-    values, usual = np.full((4, 8), 0.5, np.float32), np.full((4, 8), 1e-7)
-    chance = np.full((4, 8), 1e-9)
+    values, usual = np.full((16, 16), 0.5, np.float32), np.full((16, 16), 1e-7)
+    chance = np.full((16, 16), 1e-9)
     share = usual_share(usual, values)
     assert share == pytest.approx(2e-7)
     assert (at_least(chance, values, share) >= 0.9e-7).all()
     assert np.array_equal(at_least(usual, values, share / 10), usual)
-    quiet = values * np.array([1] * 7 + [1e-6], np.float32)
+    quiet = values * np.array([1] * 15 + [1e-6], np.float32)
     assert (at_least(chance, quiet, share)[:, -1] < 1e-8).all()
