@@ -46,9 +46,8 @@ class _Recorder(Interpreter):
         value = super().run_node(n)
         wanted = n.op == "call_function" and (self.names is None or n.name in self.names)
         if wanted and isinstance(value, torch.Tensor):
-            stack = list((n.meta.get("nn_module_stack") or {}).values())
             self.values[n.name] = array_of(value)
-            self.paths[n.name] = str(stack[-1][0]).replace(".virtual.", ".") if stack else ""
+            self.paths[n.name] = _path(n)
         return value
 
 
@@ -150,6 +149,16 @@ def _named(check: Check, recorder: _Recorder, name: str) -> Check:
     path = recorder.paths[name]
     note = f"{FIRST_DIFFERENCE}: {path or 'top level'} (value {name})"
     return replace(check, name=path or name, passed=False, note=note)
+
+
+def _path(node: Node) -> str:
+    """The module, or for a virtual weight the parameter, that gives the value of a node; "" outside of all."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    if node.target is not torch.ops.roast.gather.default and "virtual" in path.split("."):
+        # A fused layer is found by its weight; its value is what the whole module gives.
+        return path.rpartition("virtual")[0].removesuffix(".")
+    return path.replace(".virtual.", ".").removeprefix("virtual.")
 
 
 def _later(node: Node) -> set[str]:
