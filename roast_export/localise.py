@@ -152,7 +152,7 @@ def _named(check: Check, recorder: _Recorder, name: str) -> Check:
 
 
 def _path(node: Node) -> str:
-    """The module, or for a virtual weight the parameter, that gives the value of a node; "" outside of all."""
+    """The module, or for a virtual weight the parameter, that gives a node its value; "" outside of all."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]) if stack else ""
     if node.target is not torch.ops.roast.gather.default and "virtual" in path.split("."):
