@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from roast_export.errors import ExportError, InputError
+from roast_export.wrappers import unwrapped
 
 Inputs = tuple[Any, ...] | Lookup[str, Any]
 """Arguments of forward, in order, or by name."""
@@ -149,18 +150,6 @@ def plain(model: nn.Module, inputs: Inputs) -> tuple[PlainModel, dict[str, Tenso
     if not pytree.tree_leaves(plain_outputs(found, set(), facts)):
         raise InputError("the model returns no tensor, so that a file of it would hold nothing to run")
     return PlainModel(model, template, list(tensors), facts, positional), tensors
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DataParallel, DistributedDataParallel or torch.compile."""
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        if isinstance(model, parallel):
-            model = model.module
-        elif isinstance(model, torch._dynamo.OptimizedModule):
-            model = model._orig_mod
-        else:
-            return model
 
 
 def split(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

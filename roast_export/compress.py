@@ -19,6 +19,7 @@ from roast_export.fit import measured
 from roast_export.huggingface.pretrained import adopt
 from roast_export.modules import NARROW, VirtualWeight, install, virtual_weights
 from roast_export.placement import Placed
+from roast_export.wrappers import bare
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ def compress(
 ) -> nn.Module:
     """A copy of `model` whose large parameters are virtual. The argument is not changed.
 
+    Of a model in DataParallel or torch.compile, and of parts in torch.compile, what is inside is copied.
+
     ratio: elements that become virtual, divided by elements of the array(s). At 1 no value changes, up to
         2 each parameter has a stretch of the array to itself, above places are hashed.
     include, exclude: shell patterns on dotted parameter names ("encoder.*.weight"); exclude wins.
@@ -69,15 +72,16 @@ def compress(
         raise InputError(f"init {init!r} must be 'project' or 'fresh'")
     if memory_dtype not in (None, torch.float32, torch.float16):
         raise InputError(f"memory_dtype {memory_dtype} must be float32 or float16")
-    if virtual_weights(model):
-        raise InputError("this model is compressed already; compress the dense model instead")
-    groups, kept = _choose(model, min_params, _patterns(include), _patterns(exclude))
-    if not groups:
-        raise InputError(
-            "no parameter is left to compress (2 or more dimensions, floating point, at least "
-            f"{min_params} elements, not excluded); lower min_params or change the patterns"
-        )
-    compressed, stand_ins = copy_without(model, [group.parameter for group in groups])
+    with bare(model) as model:
+        if virtual_weights(model):
+            raise InputError("this model is compressed already; compress the dense model instead")
+        groups, kept = _choose(model, min_params, _patterns(include), _patterns(exclude))
+        if not groups:
+            raise InputError(
+                "no parameter is left to compress (2 or more dimensions, floating point, at least "
+                f"{min_params} elements, not excluded); lower min_params or change the patterns"
+            )
+        compressed, stand_ins = copy_without(model, [group.parameter for group in groups])
     compressed.__dict__["_roast_kept"] = kept
     shares = [[group] for group in groups] if local else [groups]
     generator = torch.Generator().manual_seed(seed)

@@ -32,6 +32,7 @@ from roast_export.to_torchscript import write_torchscript
 from roast_export.trace import prepared
 from roast_export.truth import hold_to_module
 from roast_export.verify import Progress, complete, example_of, open_artifact, program_of, prove
+from roast_export.wrappers import bare
 
 TARGETS = {
     "onnx": ".onnx",
@@ -103,7 +104,7 @@ def export(
     limits_of(atol, rtol)
     tell = progress or (lambda step, done, total: None)
     example_inputs = own_inputs(example_inputs)
-    with evaluation(model), unchanged(model), replacing(path) as target:
+    with bare(model) as model, evaluation(model), unchanged(model), replacing(path) as target:
         tell("trace", 0, 1)
         model, example_inputs = prepared(model, example_inputs)
         if isinstance(model, PlainModel):

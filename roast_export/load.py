@@ -4,7 +4,7 @@
 |---|---|
 | archive of `save`, or any torch.export .pt2 | its traced graph; refused where opening it would run code |
 | pickled nn.Module | the module, only with trust: unpickling runs code from the file |
-| state dict | the module that `model` = "package.module:factory" makes, with these values |
+| state dict, safetensors, checkpoint | the module that `model` = "package.module:factory" makes, filled |
 
 Layers of research code (FakeRoast, RzLinear, ROBE) in what was opened become virtual layers; see
 importers.py and docs/checkpoints.md. Anything else is refused by name.
@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from roast_export.archive import ARCHIVE_NOTE, runs_code
+from roast_export.checkpoint import INDEX, Checkpoint, built, indexed_state, model_in, safetensors_state
 from roast_export.errors import InputError, LoadError
 from roast_export.facts import Facts, read_facts
 from roast_export.golden import MEMBER, from_text
@@ -35,6 +36,7 @@ from roast_export.import_report import ImportReport
 from roast_export.importers import convert, research_layers, survey
 from roast_export.program import LoadedProgram, quiet
 from roast_export.state_layers import bare_model, describe, fill
+from roast_export.wrappers import unwrapped
 
 
 def load(
@@ -48,7 +50,8 @@ def load(
     """Open a model file (the table above) on the CPU.
 
     model: "package.module:factory" that builds the module a bare state dict belongs to; for a research
-        checkpoint the factory may build the ordinary dense model.
+        checkpoint the factory may build the ordinary dense model. Of the hyper_parameters in a checkpoint
+        of Lightning it is given those that it takes.
     trust: the file comes from someone you trust with running code on this machine.
     facts: what a research checkpoint does not store (docs/checkpoints.md): a dict, .toml or .json file.
     keep_dense: expand the weight of a research layer that has no formula, instead of refusing it.
@@ -97,6 +100,10 @@ def _open(path: Path, model: str | None, trust: bool, *, alone: bool = False) ->
         return _open_archive(path, trust)
     if kind == "torch pickle":
         return _open_pickle(path, model, trust, alone)
+    if kind == "a safetensors file":
+        return _filled(Checkpoint(dict(safetensors_state(path))), path, model, alone)
+    if kind == "an index of weights":
+        return _filled(Checkpoint(indexed_state(path)), path, model, alone)
     raise LoadError(f"{path} is {kind}; {_NEXT_STEP.get(kind, _WANTED)}")
 
 
@@ -113,12 +120,14 @@ def _named(path: Path) -> Iterator[None]:
         raise LoadError(f"{path}: {error}") from error
 
 
-_WANTED = "give an archive of roast_export.save, a .pt2, a pickled module (--trust) or a state dict (--model)"
+_WANTED = (
+    "give an archive of roast_export.save, a .pt2, a pickled module (--trust), or a state dict, a checkpoint "
+    "or a safetensors file (--model)"
+)
 _NEXT_STEP = {
     "a TorchScript archive": "export from the Python model it was made from",
     "an ONNX model": "it is exported already; roast-inspect and roast-verify read it",
     "an ORT-format model": "it is exported already",
-    "a safetensors file": "load it into the module and save that with roast_export.save",
 }
 
 
@@ -142,6 +151,8 @@ def _kind(path: Path) -> str:
         return "a GGUF file"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
         return "a safetensors file"
+    if path.name.endswith(INDEX):
+        return "an index of weights"
     if path.suffix == ".onnx":
         return "an ONNX model"
     if head[0] == 0x80:
@@ -220,21 +231,30 @@ def _open_pickle(path: Path, model: str | None, trust: bool, alone: bool) -> nn.
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LoadError(f"{path} is truncated or damaged ({message}); copy it again") from error
-    if isinstance(content, nn.Module):
-        return content
-    state = _state_dict(content)
-    if state is None:
+    found = model_in(content)
+    if isinstance(found, nn.Module):
+        return unwrapped(found)
+    if found is None:
         raise LoadError(f"{path} holds a {type(content).__name__}, not a module or a state dict; {_WANTED}")
+    return _filled(found, path, model, alone)
+
+
+def _filled(found: Checkpoint, path: Path, model: str | None, alone: bool) -> nn.Module:
+    """What the factory makes, with the values of a checkpoint."""
     if model is None:
-        bare = bare_model(state) if alone else None
+        bare = bare_model(found.state) if alone else None
         if bare is not None:
             bare.__dict__["_bare"] = True
             return bare
         raise LoadError(
-            f"{path} is a state dict of {len(state)} entries{describe(state)}: values without a model; say "
-            "what builds the module with --model package.module:factory (model=...)"
+            f"{path} is a state dict of {len(found.state)} entries{describe(found.state)}: values without a "
+            "model; say what builds the module with --model package.module:factory (model=...)"
         )
-    return _fill(_factory(model)(), state, path, model)
+    module = unwrapped(built(_factory(model), found.arguments, model))
+    try:
+        return fill(module, found.state).eval()
+    except LoadError as error:
+        raise LoadError(f"{path} does not fit what {model} makes: {error}") from error
 
 
 def _needed(error: BaseException) -> str:
@@ -251,17 +271,6 @@ def _unpickle(path: Path) -> Any:
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LoadError(f"{path} cannot be unpickled: {message}") from error
-
-
-def _state_dict(content: Any) -> dict[str, Any] | None:
-    """The state dict in a file, also under the keys that training loops use for it."""
-    if not isinstance(content, dict):
-        return None
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = [value for value in content.values() if isinstance(value, torch.Tensor)]
-    return content if tensors and all(isinstance(key, str) for key in content) else None
 
 
 def _see_working_folder() -> None:
@@ -282,12 +291,3 @@ def _factory(name: str) -> Callable[[], nn.Module]:
     if not callable(factory):
         raise LoadError(f"--model {name!r} is not callable")
     return factory  # type: ignore[no-any-return]
-
-
-def _fill(module: Any, state: dict[str, Any], path: Path, name: str) -> nn.Module:
-    if not isinstance(module, nn.Module):
-        raise LoadError(f"--model {name!r} makes a {type(module).__name__}, not an nn.Module")
-    try:
-        return fill(module, state).eval()
-    except LoadError as error:
-        raise LoadError(f"{path} does not fit what {name} makes: {error}") from error

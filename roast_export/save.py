@@ -25,6 +25,7 @@ from roast_export.state import unchanged
 from roast_export.storage import own_inputs
 from roast_export.trace import prepared, trace
 from roast_export.truth import Truth, hold_to_module
+from roast_export.wrappers import bare
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def save(
             operators of another package, or the file cannot be written.
     """
     example_inputs = own_inputs(example_inputs)
-    with evaluation(model), unchanged(model), replacing(path) as target:
+    with bare(model) as model, evaluation(model), unchanged(model), replacing(path) as target:
         live, example = prepared(model, example_inputs)
         inputs = example_inputs if example is None else example
         if dynamic_shapes is None or isinstance(live, LoadedProgram):

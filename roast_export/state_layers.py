@@ -7,7 +7,6 @@ model.
 
 from __future__ import annotations
 
-import logging
 from types import ModuleType
 from typing import Any
 
@@ -18,22 +17,19 @@ from roast_export.errors import LoadError
 from roast_export.facts import LayerFacts
 from roast_export.importers import layers_in_state, research_layers
 from roast_export.importing import SharedArrays, Surroundings
+from roast_export.state_names import missing_tensors, under_own_names
 
 State = dict[str, Any]
-
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "ema_model.")
-"""What DataParallel, torch.compile, Lightning and training loops put before every name."""
-
-log = logging.getLogger(__name__)
 
 
 def fill(module: nn.Module, state: State) -> nn.Module:
     """The module with the file's values, research layers as they are or as stand-ins.
 
     Raises:
-        LoadError: keys are missing or too many, shapes differ, or copies of one array differ.
+        LoadError: keys are missing or too many, shapes differ, copies of one array differ, or the model's
+            names are there twice, behind two prefixes.
     """
-    state = without_prefixes(state, set(module.state_dict()))
+    state = under_own_names(state, module)
     layers = layers_in_state(state)
     held: set[str] = set()
     if layers and not research_layers(module):
@@ -47,25 +43,14 @@ def fill(module: nn.Module, state: State) -> nn.Module:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise LoadError(" ".join(lines)[:400]) from error
-    missing = [key for key in found.missing_keys if key not in held]
+    missing = [key for key in missing_tensors(module, found.missing_keys) if key not in held]
     for what, keys in (("Missing", missing), ("Unexpected", found.unexpected_keys)):
         if keys:
-            raise LoadError(f"{what} key(s) in state_dict: {', '.join(keys)}"[:400])
+            raise LoadError(
+                f"{what} key(s) in state_dict: {', '.join(keys)}"[:400]
+                + "; the factory must build the module that the file was saved from"
+            )
     return module
-
-
-def without_prefixes(state: State, wanted: set[str]) -> State:
-    """The state dict without prefixes that every name in it has, and that no name in the model has."""
-    taken = ""
-    while state and not wanted & set(state):
-        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)
-        if prefix is None or any(key.startswith(prefix) for key in wanted):
-            break
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-        taken += prefix
-    if taken:
-        log.warning("every name in the state dict began with %r, which was left out", taken)
-    return state
 
 
 def describe(state: State) -> str:

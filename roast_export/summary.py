@@ -14,6 +14,7 @@ from torch import nn
 from roast_export.fit import advice, relative_errors
 from roast_export.modules import virtual_weights
 from roast_export.report_text import bytes_text, count, shape_text, table
+from roast_export.wrappers import bare
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,11 @@ def summary(model: nn.Module) -> Summary:
 
     A tied parameter has a row under each name and counts once.
     """
+    with bare(model) as inner:
+        return _summary(inner)
+
+
+def _summary(model: nn.Module) -> Summary:
     layers, errors = _layers(model), relative_errors(model)
     arrays = {_storage(layer.memory): layer.memory for layer in layers.values()}
     readers: dict[int, set[Hashable]] = {key: set() for key in arrays}

@@ -22,6 +22,7 @@ from roast_export.program import Inputs, call, evaluation, flat_inputs, output_n
 from roast_export.report import Report
 from roast_export.trace import prepared
 from roast_export.verify import Progress, example_of, program_of
+from roast_export.wrappers import bare
 
 
 def export_bundle(
@@ -64,7 +65,7 @@ def export_bundle(
             rtol=rtol,
             allow_unproved=allow_unproved,
         )
-        with evaluation(model), torch_ops.without_library(), torch.no_grad():
+        with bare(model) as model, evaluation(model), torch_ops.without_library(), torch.no_grad():
             model, example = prepared(model, example_inputs)
             program, used = program_of(model, example, dynamic_shapes)
             values = flat_inputs(program, example_of(program) if used is None else used)

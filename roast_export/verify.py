@@ -57,6 +57,7 @@ from roast_export.storage import own_inputs
 from roast_export.subject import Subject
 from roast_export.trace import prepared, trace
 from roast_export.untraced import untraced
+from roast_export.wrappers import bare
 
 Progress = Callable[[str, int, int], None]
 """Called with a step's name, how much of it is done, and how much there is."""
@@ -93,7 +94,7 @@ def verify(
     """
     file = open_artifact(Path(path), trust=trust)
     example_inputs = own_inputs(example_inputs)
-    with evaluation(model), unchanged(model):
+    with bare(model) as model, evaluation(model), unchanged(model):
         model, example_inputs = prepared(model, example_inputs)
         program, example_inputs = program_for(file, model, example_inputs, {})
         return prove(

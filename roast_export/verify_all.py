@@ -15,6 +15,7 @@ from roast_export.program import Inputs, Program, evaluation
 from roast_export.state import unchanged
 from roast_export.trace import prepared
 from roast_export.verify import Progress, open_artifact, program_for, prove
+from roast_export.wrappers import bare
 
 
 def verify_all(
@@ -52,7 +53,7 @@ def verify_all(
         matrix.lacking = [runtime for runtime in matrix.lacking if runtime not in known]
         # What no file takes is left to the matrix.
         needed = [runtime for runtime in require if runtime in known]
-        with showing() as progress, evaluation(model), unchanged(model):
+        with showing() as progress, bare(model) as model, evaluation(model), unchanged(model):
             live, example = prepared(model, example_inputs)
             program, inputs = program_for(file, live, example, programs)
             report = prove(

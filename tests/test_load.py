@@ -233,7 +233,7 @@ REFUSED = {
     "npz": (_npz(), "is a numpy archive"),
     "ORT": (b"\x1c\0\0\0ORTM" + bytes(64), "is an ORT-format model.*already"),
     "GGUF": (b"GGUF\3\0\0\0" + bytes(64), "is a GGUF file"),
-    "safetensors": ((60).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}'.ljust(90), "is a safetensors"),
+    "safetensors": ((60).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}'.ljust(90), "truncated or damaged"),
     "list": (_torch([1, 2]), "holds a list, not a module or a state dict"),
     "tensor": (_torch(torch.zeros(3)), "holds a Tensor"),
     "dict of numbers": (_torch({"epoch": 3}), "holds a dict"),
