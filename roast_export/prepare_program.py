@@ -4,7 +4,8 @@
 2. What autocast casts is cast by nodes of the graph.
 3. A virtual weight that only feeds a product becomes part of it (fuse_program.py).
 4. Layers in branches and loops, whose module torch forgets, get their names.
-5. Layers on which no output depends are left out; `unused_layers` names them.
+5. Integers that an operator turns into floats (1.0 - mask) are cast by a node: torch.onnx fails otherwise.
+6. Layers on which no output depends are left out; `unused_layers` names them.
 """
 
 from __future__ import annotations
@@ -38,11 +39,34 @@ def canonical(program: ExportedProgram, names: WeightNames | None = None) -> Exp
         program = _with_casts(program)
     fuse_program(program)
     for part in parts_of(program):
+        _cast_integers(part.module.graph)
         for node in part.module.graph.nodes:
             if node.target in _ROAST and not node.meta.get("nn_module_stack"):
                 set_name(node, (names or {}).get(weight_of(node), node.name))
     _drop_unused(program, names or {})
     return program
+
+
+_NUMBER_FIRST = {
+    torch.ops.aten.rsub.Scalar: 0,
+    torch.ops.aten.pow.Scalar: 1,
+    torch.ops.aten.remainder.Scalar_Tensor: 1,
+}
+"""Operators whose left operand is a number, and the place of their tensor."""
+
+
+def _cast_integers(graph: torch.fx.Graph) -> None:
+    for node in list(graph.nodes):
+        place = _NUMBER_FIRST.get(node.target)
+        operand = None if place is None else node.args[place]
+        if not isinstance(operand, Node) or "val" not in node.meta or "val" not in operand.meta:
+            continue
+        wanted = node.meta["val"].dtype
+        if operand.meta["val"].dtype != wanted:
+            with graph.inserting_before(node):
+                cast = graph.call_function(torch.ops.aten.to.dtype, (operand, wanted))
+            cast.meta = {"val": operand.meta["val"].to(wanted)}
+            node.update_arg(place, cast)
 
 
 def forget_derived_ranges(program: ExportedProgram) -> None:

@@ -32,6 +32,7 @@ from roast_export.errors import ExportError, InputError
 from roast_export.fold_norms import name_folded
 from roast_export.fuse import fuse_linear
 from roast_export.mapping import VERSION, Element, Mapping, Sign
+from roast_export.onnx_activations import activations
 from roast_export.onnx_attention import attention
 from roast_export.onnx_dtypes import refuse_bfloat16
 from roast_export.onnx_exact import exact_rewrites
@@ -166,6 +167,7 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
         torch.ops.roast.gather.default: gather,
         torch.ops.roast.embedding.default: embedding,
         torch.ops.roast.linear.default: linear,
+        **activations(standard),
         **attention(standard),
         **pooling(standard),
         **recurrent(standard),
