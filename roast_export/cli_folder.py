@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,16 @@ import click
 from roast_export.cli_options import check_output, check_report, reported
 from roast_export.errors import ExportError, InputError
 from roast_export.export import TARGETS, export
+from roast_export.files import staging
 from roast_export.huggingface.beside import copy_beside, copy_config
 from roast_export.huggingface.commands import Opened, compress_folder, open_parts
 from roast_export.huggingface.parts import Part
 from roast_export.progress import progress
+from roast_export.report import Report
 from roast_export.summary import summary
+
+DATA_FILE = "model.onnx_data"
+"""Where the parts of a model share their array: optimum's name."""
 
 task_option = click.option(
     "--task",
@@ -54,35 +59,38 @@ def export_folder(
     if not into_folder and len(opened.parts) > 1:
         files = ", ".join(part.name + suffix for part in opened.parts)
         raise InputError(f"{opened.task.name} is exported as {files}; name a folder with -o, not {output}")
-    if not output.absolute().parent.is_dir():
-        raise ExportError(f"the folder {output.parent} does not exist; create it or choose another with -o")
+    check_output(output, model, folder=into_folder)
+    if into_folder and output.exists() and not output.is_dir():
+        raise ExportError(f"{output} is a file; choose a folder, or a name that ends in {suffix}, with -o")
+    data = DATA_FILE if to == "onnx" and len(opened.parts) > 1 else None
     paths = {part.name: output / f"{part.name}{suffix}" if into_folder else output for part in opened.parts}
-    made = into_folder and not output.exists()
-    if into_folder:
-        output.mkdir(exist_ok=True)
-    try:
+    with staging(output) if into_folder else nullcontext(output.parent) as stage:
         for part in opened.parts:
+            path = paths[part.name]
             # One report for each file: report-encoder_model.json beside report-decoder_model.json.
             own = report_path and report_path.with_stem(f"{report_path.stem}-{part.name}")
             report = report_path if len(opened.parts) == 1 else own
-            _export_part(part, paths[part.name], to, model, report, options)
-    except BaseException:
-        if made:
-            shutil.rmtree(output, ignore_errors=True)
-        raise
+            _export_part(part, stage / path.name, path, to, model, report, {**options, "data_file": data})
     if into_folder:
         copy_beside(opened.folder, output)
         copy_config(opened.folder, output)
 
 
 def _export_part(
-    part: Part, path: Path, to: str, model: Path, report_path: Path | None, options: dict[str, Any]
+    part: Part,
+    path: Path,
+    final: Path,
+    to: str,
+    model: Path,
+    report_path: Path | None,
+    options: dict[str, Any],
 ) -> None:
-    check_output(path, model)
-    check_report(report_path, model, path)
-    with progress() as show:
-        reported(
-            lambda: export(
+    """Write `path`, which will be moved to `final`."""
+    check_report(report_path, model, final)
+
+    def work() -> Report:
+        with progress() as show:
+            report = export(
                 part.module,
                 path,
                 to=to,
@@ -91,10 +99,11 @@ def _export_part(
                 input_names=part.names,
                 progress=show,
                 **options,
-            ),
-            model,
-            report_path,
-        )
+            )
+        report.path = str(final)
+        return report
+
+    reported(work, model, report_path)
 
 
 def part_for(opened: Opened, exported: Sequence[Path]) -> Part:

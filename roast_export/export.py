@@ -60,6 +60,7 @@ def export(
     portable: bool = False,
     delegate: Literal["xnnpack"] | None = None,
     input_names: Mapping[str, str] | None = None,
+    data_file: str | None = None,
     progress: Progress | None = None,
     atol: float | None = None,
     rtol: float | None = None,
@@ -80,6 +81,8 @@ def export(
     input_names: what the file calls inputs (onnx, ort, web), such as
         {"past_key_values_0_key": "past_key_values.0.key"}. Nested inputs go by their path, joined by _;
         a name may have other characters in the place of _.
+    data_file: onnx only: the name of a file beside `path` for all tensors of 4 KiB or more. What is in it
+        already is not written again: files that name the same one share the array.
     progress: called with a step's name, how much of it is done, and how much there is.
     atol, rtol: the bound on outputs, as in `verify`.
     allow_unproved: a dynamic dimension that the model runs at one length of is told in the report;
@@ -99,6 +102,8 @@ def export(
         raise InputError(f"opset and weights='materialized' belong to ONNX; leave them out for {to}")
     if to != "executorch" and delegate is not None:
         raise InputError(f"a delegate belongs to executorch; leave it out for {to}")
+    if data_file is not None and (to != "onnx" or Path(data_file).name != data_file):
+        raise InputError(f"data_file {data_file!r} is for onnx, and a name beside the file, not a path")
     if to == "ort" and not os.fspath(path).endswith(".ort"):
         raise InputError(f"{path}: onnxruntime knows the format by the suffix .ort; name the file so")
     limits_of(atol, rtol)
@@ -134,7 +139,8 @@ def export(
             write_torchscript(program, target, portable=portable or always, lite=always, dim_names=names)
         elif isinstance(program, ExportedProgram):
             if to in ("onnx", "ort", "web"):
-                _write_onnx(program, options, target, to)
+                data = None if data_file is None else Path(path).with_name(data_file)
+                _write_onnx(program, options, target, to, data)
             elif to == "executorch":
                 to_executorch.write(program, target, portable=portable, delegate=delegate, dim_names=names)
             elif to == "aoti":
@@ -166,10 +172,12 @@ def export(
     return report
 
 
-def _write_onnx(program: ExportedProgram, options: OnnxOptions, target: Path, to: str) -> None:
+def _write_onnx(
+    program: ExportedProgram, options: OnnxOptions, target: Path, to: str, data: Path | None
+) -> None:
     model = to_onnx(program, options)
     if to == "onnx":
-        write(model, target)
+        write(model, target, data)
         return
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         source = Path(folder) / "model.onnx"

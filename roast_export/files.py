@@ -13,6 +13,9 @@ from pathlib import Path
 
 from roast_export.errors import ExportError
 
+DATA = (".data", ".onnx_data")
+"""Suffixes of files that hold tensors of a model beside them."""
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -49,7 +52,7 @@ def _move(folder: Path, target: Path) -> None:
     others = sorted(path for path in folder.iterdir() if path.is_file() and path.name != target.name)
     for other in others:
         beside = target.with_name(other.name)
-        if os.path.lexists(beside) and not _names(target, beside):
+        if os.path.lexists(beside) and not (_names(target, beside) or _goes_on(other, beside)):
             raise ExportError(
                 f"{beside} is there and does not belong to {target}; move it away or choose another output"
             )
@@ -62,16 +65,58 @@ def _move(folder: Path, target: Path) -> None:
         old_data.unlink(missing_ok=True)
 
 
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """A fresh folder beside `target`, whose files are moved into `target` on success.
+
+    `target` is made if it is not there; what else is in it stays.
+
+    Raises:
+        ExportError: the folder cannot be written, or a file in it would be lost that does not belong to the
+            models that are replaced.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.absolute().parent) as folder:
+            yield Path(folder)
+            _move_into(Path(folder), target)
+    except OSError as error:
+        raise ExportError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _move_into(folder: Path, target: Path) -> None:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    data = [path for path in files if path.suffix in DATA]
+    models = [path for path in files if path.suffix not in DATA]
+    for new in data:
+        old = target / new.name
+        if os.path.lexists(old) and not any(_names(target / model.name, old) for model in models):
+            raise ExportError(
+                f"{old} is there and does not belong to {target}; move it away or choose another output"
+            )
+    target.mkdir(exist_ok=True)
+    for new in (*data, *models):
+        _replace(new, target / new.name)
+
+
 def _names(file: Path, beside: Path) -> bool:
     """Whether `file` speaks of the file `beside` it: as ONNX does of its data, or by being of one stem."""
     if not file.is_file():
         return False
-    if beside.suffix != ".data":
+    if beside.suffix not in DATA:
         return True
     if not beside.is_file() or file.stat().st_size == 0:
         return False
     with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
         return content.find(beside.name.encode()) >= 0
+
+
+def _goes_on(new: Path, old: Path) -> bool:
+    """Whether a file begins with all that another holds, so that nothing of it is lost."""
+    size = old.stat().st_size if old.is_file() else -1
+    if not 0 < size <= new.stat().st_size:
+        return False
+    with new.open("rb") as longer, old.open("rb") as shorter:
+        return all(longer.read(len(piece)) == piece for piece in iter(lambda: shorter.read(1 << 20), b""))
 
 
 def _replace(new: Path, old: Path) -> None:

@@ -55,9 +55,8 @@ def describe(subject: Subject) -> Report:
         report.warnings.append(distance)
     unused = unused_layers(subject.program)
     if unused:
-        report.warnings.append(
-            f"no output of the model depends on {', '.join(unused)}: the file has no such layer"
-        )
+        shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+        report.warnings.append(f"no output of the model depends on {shown}: the file has no such layer")
     if signs:
         report.warnings.append(f"packed signs from MT19937 take {signs:,} bytes; a native file has none")
     return report

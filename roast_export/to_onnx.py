@@ -28,6 +28,7 @@ from torch.export import ExportedProgram
 
 from roast_export import onnx_ops
 from roast_export.calls import plain_name
+from roast_export.data_file import external_bytes, move_tensors
 from roast_export.errors import ExportError, InputError
 from roast_export.fold_norms import name_folded
 from roast_export.fuse import fuse_linear
@@ -114,24 +115,23 @@ def array_names(layers: Sequence[VirtualLayer]) -> dict[str, str]:
     return {array: SHARED_ARRAY if shared else array for array in arrays}
 
 
-def write(model: ir.Model, path: Path) -> None:
-    """One file, or the file and `<name>.data` beside it where protobuf's 2 GB do not hold the tensors."""
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size > LARGEST_FILE:
+def write(model: ir.Model, path: Path, data: Path | None = None) -> None:
+    """One file, or the file and `<name>.data` beside it where protobuf's 2 GB do not hold the tensors.
+
+    data: where the large tensors will lie, with what is there already, when `path` is put in place.
+    """
+    if data is not None:
+        move_tensors(model, path.with_name(data.name), data)
+    values = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    if sum(v.nbytes for v in values if not isinstance(v, ir.ExternalTensor)) > LARGEST_FILE:
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
         ir.save(model, path)
 
 
-def files_of(path: Path) -> list[Path]:
-    """The files that make up a model on disk."""
-    data = path.with_name(f"{path.name}.data")
-    return [path, data] if data.exists() else [path]
-
-
 def size_of(path: Path) -> int:
-    """Bytes of a model on disk, external data included."""
-    return sum(os.path.getsize(file) for file in files_of(path))
+    """Bytes of a model on disk, with its tensors in other files."""
+    return os.path.getsize(path) + external_bytes(path)
 
 
 def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:

@@ -128,12 +128,8 @@ def empty_cache(model: nn.Module, inputs: dict[str, Tensor], length: int) -> Key
     """
     with torch.no_grad():
         found = model(**inputs, use_cache=True, return_dict=True)
-    layers = getattr(found.get("cache", found.get("past_key_values")), "layers", None)
-    if not layers or not all(_is_plain(layer) for layer in layers):
-        raise InputError(
-            f"{type(model).__name__} does not keep keys and values of earlier tokens alone; export it "
-            "without the cache: --task text-generation"
-        )
+    layers: Any = getattr(found.get("cache", found.get("past_key_values")), "layers", None)
+    check_plain(model, layers, "text-generation")
     generator = torch.Generator().manual_seed(length)
 
     def drawn(like: Tensor) -> Tensor:
@@ -141,6 +137,15 @@ def empty_cache(model: nn.Module, inputs: dict[str, Tensor], length: int) -> Key
         return torch.randn(batch, heads, length, dim, generator=generator).to(like.dtype)
 
     return [{"key": drawn(layer.keys), "value": drawn(layer.values)} for layer in layers]
+
+
+def check_plain(model: nn.Module, layers: Any, without: str) -> None:
+    """Raises InputError if a cache holds other things than keys and values. without: the task for it."""
+    if not layers or not all(_is_plain(layer) for layer in layers):
+        raise InputError(
+            f"{type(model).__name__} does not keep keys and values of earlier tokens alone; export it "
+            f"without the cache: --task {without}"
+        )
 
 
 def _is_plain(layer: Any) -> bool:

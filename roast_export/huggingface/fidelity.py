@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from roast_export.huggingface.beside import TOKENIZER
 from roast_export.huggingface.folder import Folder
 from roast_export.huggingface.parts import parts_of
 from roast_export.huggingface.tasks import Task
@@ -77,7 +78,9 @@ def _sentences(folder: Folder, names: list[str]) -> list[dict[str, Tensor]]:
     """The sentences as the model's inputs; none if the folder has no tokenizer, or the task takes more."""
     from transformers import AutoTokenizer
 
-    if not {*names} <= {"input_ids", "attention_mask", "token_type_ids"}:
+    known = {*names} <= {"input_ids", "attention_mask", "token_type_ids"}
+    # Without its files transformers makes a tokenizer that knows no word.
+    if not known or not any((folder.path / name).is_file() for name in TOKENIZER):
         return []
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(

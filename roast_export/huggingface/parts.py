@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from roast_export.errors import InputError
 from roast_export.huggingface.cached_model import CachedModel, empty_cache
-from roast_export.huggingface.encoder_decoder import DecoderModel, EncoderModel
+from roast_export.huggingface.encoder_decoder import (
+    DecoderModel,
+    EncoderModel,
+    NextDecoderModel,
+    check_keeps,
+    following,
+)
 from roast_export.huggingface.folder import Folder
 from roast_export.huggingface.sentence import SentenceModel, modules_after
 from roast_export.huggingface.task_model import TaskModel, parameters_of
@@ -100,7 +106,8 @@ def text_inputs(
 ) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
     """Token ids with a mask that counts some of them, and what else the model's forward takes."""
     text = config.get_text_config()
-    padding = text.pad_token_id if isinstance(text.pad_token_id, int) else 0
+    stated = getattr(text, "pad_token_id", None)
+    padding = stated if isinstance(stated, int) and stated >= 0 else 0
     ids = torch.randint(1, text.vocab_size, (ROWS, TOKENS), generator=_generator())
     mask = torch.ones_like(ids)
     padded = slice(0, PADDED) if causal else slice(TOKENS - PADDED, TOKENS)
@@ -143,12 +150,12 @@ def _cached_decoder(model: nn.Module, config: Any) -> Part:
 
 
 def _encoder_and_decoder(model: nn.Module, config: Any, task: Task) -> list[Part]:
-    """What encodes, and what gives logits of the tokens so far."""
-    if task.past or task.name == "feature-extraction":
+    """What encodes, and what gives logits of the tokens so far; with a cache, another for later tokens."""
+    if task.name == "feature-extraction":
         raise InputError(
             f"--task {task.name}: {type(model).__name__} has an encoder and a decoder, which are exported "
-            "for their logits and without a cache: leave --task out, or use roast_export.export in Python "
-            "with example_inputs of your own"
+            "for their logits: leave --task out, or use roast_export.export in Python with example_inputs "
+            "of your own"
         )
     encoder = EncoderModel(model).eval()
     inputs, dynamic = _inputs(model, config, task)
@@ -162,8 +169,30 @@ def _encoder_and_decoder(model: nn.Module, config: Any, task: Task) -> list[Part
         given["encoder_attention_mask"] = inputs["attention_mask"]
         axes["encoder_attention_mask"] = {0: BATCH, 1: ENCODED}
         axes["encoder_hidden_states"] = {0: BATCH, 1: ENCODED}
-    decoder = DecoderModel(model).eval()
-    return [Part("encoder_model", encoder, inputs, dynamic), Part("decoder_model", decoder, given, axes)]
+    if task.past:
+        check_keeps(model, given, task.name.removesuffix("-with-past"))
+    decoder = DecoderModel(model, keeps=task.past).eval()
+    parts = [Part("encoder_model", encoder, inputs, dynamic), Part("decoder_model", decoder, given, axes)]
+    return [*parts, _next_decoder(parts[1])] if task.past else parts
+
+
+def _next_decoder(first: Part) -> Part:
+    """What goes on from the keys and values that the first decoder gives for its example."""
+    with torch.no_grad():
+        inputs = following(first.inputs, first.module(**first.inputs))
+    width = first.inputs["encoder_hidden_states"].shape[-1]
+    module = NextDecoderModel(cast(DecoderModel, first.module).model, width).eval()
+    module.first = inputs
+    encoded = first.dynamic["encoder_hidden_states"].get(1)
+    dynamic = {name: axes for name, axes in first.dynamic.items() if name in inputs}
+    names = {}
+    for k, layer in enumerate(inputs["past_key_values"]):
+        for what in layer:
+            name = f"past_key_values_{k}_{what.replace('.', '_')}"
+            names[name] = f"past_key_values.{k}.{what}"
+            length = PAST if what.startswith("decoder") else encoded
+            dynamic[name] = {0: BATCH} | ({2: length} if length else {})
+    return Part("decoder_with_past_model", module, inputs, dynamic, names)
 
 
 def positions(mask: Tensor) -> Tensor:
