@@ -30,7 +30,8 @@ def test_two_files_of_one_model_share_its_array(tmp_path):
     first = export(model, tmp_path / "a.onnx", example_inputs=(X,), data_file="m.data")
     size = (tmp_path / "m.data").stat().st_size
     second = export(model[:2], tmp_path / "b.onnx", example_inputs=(X,), data_file="m.data")
-    assert first.passed and second.passed
+    assert first.passed
+    assert second.passed
     memory = model[0].virtual["weight"].memory
     assert (tmp_path / "m.data").stat().st_size == size == memory.nbytes
     assert array_of(tmp_path / "a.onnx").external_data == array_of(tmp_path / "b.onnx").external_data
@@ -66,14 +67,17 @@ def test_a_data_file_lies_beside(tmp_path, name):
 def test_a_file_that_belongs_to_nobody_is_not_replaced(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "m.data").write_text("mine")
-    with pytest.raises(ExportError, match="does not belong to"), staging(tmp_path / "out") as folder:
-        (folder / "m.data").write_text("new")
-        (folder / "a.onnx").write_text("reads m.data")
+
+    def write(content):
+        with staging(tmp_path / "out") as folder:
+            (folder / "m.data").write_text("new")
+            (folder / "a.onnx").write_text(content)
+
+    with pytest.raises(ExportError, match="does not belong to"):
+        write("reads m.data")
     assert (tmp_path / "out" / "m.data").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     # Control: once a model there names it, it is that model's, and both are replaced.
     (tmp_path / "out" / "a.onnx").write_text("reads m.data")
-    with staging(tmp_path / "out") as folder:
-        (folder / "m.data").write_text("new")
-        (folder / "a.onnx").write_text("reads m.data too")
+    write("reads m.data too")
     assert (tmp_path / "out" / "m.data").read_text() == "new"
