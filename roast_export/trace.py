@@ -26,6 +26,7 @@ from roast_export.state import unchanged
 from roast_export.storage import own_program
 from roast_export.subgraphs import parts_of
 from roast_export.untraceable import explain
+from roast_export.whole_pooling import WholePooling
 
 
 def prepared(model: nn.Module, inputs: Inputs | None) -> tuple[nn.Module, dict[str, Tensor] | None]:
@@ -187,7 +188,14 @@ def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any
 def _exported(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any]) -> ExportedProgram:
     try:
         # torch.export prints the graph that it could not finish to stderr.
-        with unchanged(model), quiet(), any_length(), redirect_stderr(io.StringIO()), torch.no_grad():
+        with (
+            unchanged(model),
+            quiet(),
+            any_length(),
+            WholePooling(),
+            redirect_stderr(io.StringIO()),
+            torch.no_grad(),
+        ):
             values = list(example.items())
             args = tuple(value for _, value in values[: model.positional])
             kwargs = dict(values[model.positional :])
