@@ -19,6 +19,7 @@ from roast_export.dimensions import flat_shapes
 from roast_export.errors import ExportError, InputError
 from roast_export.files import replacing
 from roast_export.fit import relative_errors
+from roast_export.fixed_lengths import fixed_lengths
 from roast_export.golden import MEMBER, Golden, chosen, golden, to_text
 from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of, quiet
 from roast_export.state import unchanged
@@ -61,13 +62,15 @@ def save(
         inputs = example_inputs if example is None else example
         if dynamic_shapes is None or isinstance(live, LoadedProgram):
             program, truth = _most_dynamic(live, inputs)
+            told = fixed_lengths(live, program, inputs) if isinstance(inputs, dict) else []
         else:
             program, truth = _as_asked(live, inputs, dynamic_shapes, allow_unproved)
+            told = []
         note = {
             "producer": f"roast-export {version('roast-export')}",
             "layers": {layer.name: layer.mapping.to_list() for layer in layers_of(program)},
             "errors": relative_errors(model),
-            "facts": facts_of(live),
+            "facts": [*facts_of(live), *told],
         }
         for node in program.graph.nodes:
             # Where the user's code lies is nobody's business but theirs.

@@ -125,13 +125,13 @@ def _held_together(model: PlainModel, example: dict[str, Tensor], shapes: dict[s
                 symbols.setdefault(str(length), []).append((name, axis))
     graph = program.module(check_guards=False)
     groups = list(symbols.values())
-    refused = [not _runs(graph, program, example, axes) for axes in groups]
+    refused = [not runs_longer(graph, program, example, axes) for axes in groups]
     found: list[tuple[Axis, Axis]] = []
     for k, second in enumerate(groups):
         for place, first in enumerate(groups[:k]):
             (a, i), (b, j) = first[0], second[0]
             one = example[a].shape[i] == example[b].shape[j] and (refused[k] or refused[place])
-            if one and _runs(graph, program, example, [*first, *second]):
+            if one and runs_longer(graph, program, example, [*first, *second]):
                 found.append(((a, i), (b, j)))
                 break
     if not found:
@@ -140,8 +140,10 @@ def _held_together(model: PlainModel, example: dict[str, Tensor], shapes: dict[s
     return _traced(model, example, shapes)
 
 
-def _runs(graph: nn.Module, program: ExportedProgram, example: dict[str, Tensor], longer: list[Axis]) -> bool:
-    """Whether a graph runs with these dimensions longer by one."""
+def runs_longer(
+    graph: nn.Module, program: ExportedProgram, example: dict[str, Tensor], longer: list[Axis]
+) -> bool:
+    """Whether a module or its graph runs with these dimensions longer by one."""
     grown = {name: value.clone() for name, value in example.items()}
     for name, axis in longer:
         n = grown[name].shape[axis]

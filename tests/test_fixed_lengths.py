@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -63,3 +60,27 @@ def test_control_other_windows_are_what_they_were(tmp_path, pool):
     ids = torch.randint(0, 40, (2, 8))
     roast_export.save(model, tmp_path / "model.pt", (ids,))
     torch.testing.assert_close(roast_export.load(tmp_path / "model.pt")(ids), model(ids))
+
+
+class Loop(nn.Module):
+    """A loop in Python over the places, and an image of one size: only the first is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.flat = nn.Embedding(40, 16), nn.Linear(36, 16)
+
+    def forward(self, ids: Tensor, image: Tensor) -> Tensor:
+        found = self.flat(image.flatten(1))
+        for k in range(ids.size(1)):
+            found = torch.tanh(found + self.table(ids[:, k]))
+        return found
+
+
+def test_a_length_that_only_the_trace_fixes_is_told(tmp_path):
+    model = roast_export.compress(Loop().eval(), 2, min_params=64)
+    inputs = torch.randint(0, 40, (2, 5)), torch.randn(2, 6, 6)
+    roast_export.save(model, tmp_path / "model.pt", inputs)
+    report = roast_export.export(roast_export.load(tmp_path / "model.pt"), tmp_path / "m.onnx", verify=False)
+    told = [text for text in report.warnings if "is fixed at" in text]
+    assert len(told) == 1, report.warnings
+    assert told[0].startswith("ids:1 is fixed at 5: the model takes other lengths"), told
