@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from roast_export.errors import RoastError, VerificationError
+from roast_export.printable import message
 
 REFUSED, MISMATCH, INTERRUPTED = 1, 2, 130
 
@@ -52,16 +53,23 @@ class RoastCommand(click.Command):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _complain(message: str, debug: bool) -> None:
+def _complain(text: str, debug: bool) -> None:
     if debug:
-        traceback.print_exc()
-    click.echo(f"error: {message}", err=True)
+        click.echo(message(traceback.format_exc()), err=True)
+    click.echo(message(f"error: {text}"), err=True)
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return message(super().format(record))
 
 
 @contextmanager
 def _calm(debug: bool) -> Iterator[None]:
     """Only our own log, from warnings up, unless the user asks for everything."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if debug else logging.ERROR)
+    shown = logging.StreamHandler()
+    shown.setFormatter(_Printable("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[shown], level=logging.INFO if debug else logging.ERROR)
     logging.getLogger("roast_export").setLevel(logging.INFO if debug else logging.WARNING)
     with warnings.catch_warnings():
         if not debug:

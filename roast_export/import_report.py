@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from roast_export.printable import one_line
 from roast_export.report_text import MAX_LAYERS, bytes_text, count, shape_text, table
 
 
@@ -106,7 +107,10 @@ class ImportReport:
                 "native library, or make them dense (dense = true in the facts file)"
             )
         return "\n".join(
-            [table(f"Imported layers: {len(self.layers):,}", columns, rows), *lines, *self.notes]
+            [
+                table(f"Imported layers: {len(self.layers):,}", columns, rows),
+                *map(one_line, [*lines, *self.notes]),
+            ]
         )
 
 

@@ -17,6 +17,7 @@ from roast_export.facts import Facts
 from roast_export.import_report import ImportReport
 from roast_export.load import look
 from roast_export.onnx_ops import DOMAIN, OPERATORS, array_of, mapping_of
+from roast_export.printable import one_line, printable
 from roast_export.report import Layer
 from roast_export.report_text import MAX_LAYERS, bytes_text, count, shape_text, table
 from roast_export.runtimes import native_unavailable
@@ -69,12 +70,12 @@ class Inspection:
         return asdict(self)
 
     def __str__(self) -> str:
-        head = f"{self.path}: {self.kind}, {bytes_text(self.file_bytes)}"
+        head = f"{one_line(self.path)}: {self.kind}, {bytes_text(self.file_bytes)}"
         if self.imported is not None:
             return f"{head}\n\n{self.imported}"
         if self.summary is not None:
             return f"{head}\n\n{self.summary}"
-        return "\n".join([f"{head}, opset {self.opset}", *_lines(self)])
+        return "\n".join([f"{head}, opset {self.opset}", *_lines(printable(self))])
 
 
 def inspect(

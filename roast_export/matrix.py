@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from roast_export.printable import printable, to_json
 from roast_export.report import FIRST_DIFFERENCE, Check, Measurement, Report
 from roast_export.report_files import Bar, bars, page, to_junit
 from roast_export.report_text import (
@@ -112,25 +112,7 @@ class Matrix:
         }
 
     def __str__(self) -> str:
-        proof = ["file", "runtime", "path", "weights", ">worst output", ">bound", "result"]
-        costs = ["file", "runtime", ">bytes", ">load", ">one run", ">peak at load", ">after runs"]
-        measured = [_costs(cell, cell.measurement) for cell in self.cells if cell.measurement is not None]
-        places = [f"largest difference: {_place(cell)}" for cell in self.cells if cell.worst is not None]
-        parts = [table(f"{self.model}: {count(len(self.reports), 'file')}", proof, map(_row, self.cells))]
-        parts += [*places, ""] if places else []
-        if measured:
-            parts.append(table("Measured in fresh processes (memory: growth)", costs, measured))
-        for report in self.reports:
-            failures = ordered_failures(report)
-            parts += [
-                f"FAIL {report.path}: {c.runtime}, {c.kind} {c.name}, {c.case}: {failure_text(c)}"
-                for c in failures[:MAX_FAILURES]
-            ]
-            if len(failures) > MAX_FAILURES:
-                parts.append(f"... and {len(failures) - MAX_FAILURES:,} more failures in {report.path}")
-            parts += [f"not used for {report.path}: {n}: {why}" for n, why in report.skipped.items()]
-            parts += [f"warning: {report.path}: {text}" for text in report.warnings]
-        return "\n".join([*parts, self.verdict])
+        return _text(printable(self))
 
     @property
     def verdict(self) -> str:
@@ -150,13 +132,35 @@ class Matrix:
         if path.suffix == ".html":
             text = page("matrix.html.j2", matrix=self, charts=_charts(self.cells))
         elif path.suffix == ".json":
-            text = json.dumps(self.to_dict(), indent=1) + "\n"
+            text = to_json(self.to_dict())
         elif path.suffix == ".xml":
             text = to_junit(*self.reports)
         else:
             text = f"{self}\n"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+
+
+def _text(matrix: Matrix) -> str:
+    proof = ["file", "runtime", "path", "weights", ">worst output", ">bound", "result"]
+    costs = ["file", "runtime", ">bytes", ">load", ">one run", ">peak at load", ">after runs"]
+    measured = [_costs(cell, cell.measurement) for cell in matrix.cells if cell.measurement is not None]
+    places = [f"largest difference: {_place(cell)}" for cell in matrix.cells if cell.worst is not None]
+    parts = [table(f"{matrix.model}: {count(len(matrix.reports), 'file')}", proof, map(_row, matrix.cells))]
+    parts += [*places, ""] if places else []
+    if measured:
+        parts.append(table("Measured in fresh processes (memory: growth)", costs, measured))
+    for report in matrix.reports:
+        failures = ordered_failures(report)
+        parts += [
+            f"FAIL {report.path}: {c.runtime}, {c.kind} {c.name}, {c.case}: {failure_text(c)}"
+            for c in failures[:MAX_FAILURES]
+        ]
+        if len(failures) > MAX_FAILURES:
+            parts.append(f"... and {len(failures) - MAX_FAILURES:,} more failures in {report.path}")
+        parts += [f"not used for {report.path}: {n}: {why}" for n, why in report.skipped.items()]
+        parts += [f"warning: {report.path}: {text}" for text in report.warnings]
+    return "\n".join([*parts, matrix.verdict])
 
 
 def _measurement(report: Report, runtime: str) -> Measurement | None:

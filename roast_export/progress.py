@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from roast_export.printable import one_line
 
 Report = Callable[[str, int, int], None]
 """Called with the step's name, how much of it is done, and how much there is."""
@@ -31,7 +34,7 @@ def _lines() -> Report:
     def show(step: str, done: int, total: int) -> None:
         if step not in seen and done < total:
             seen.add(step)
-            click.echo(f"{step} ...", err=True)
+            click.echo(f"{one_line(step)} ...", err=True)
 
     return show
 
@@ -44,7 +47,7 @@ def _bars(bars: Progress) -> Report:
             # A step that is reported no more has ended.
             for task in bars.tasks:
                 bars.update(task.id, completed=task.total)
-            tasks[step] = bars.add_task(step, total=total)
+            tasks[step] = bars.add_task(escape(one_line(step)), total=total)
         bars.update(tasks[step], completed=done, total=total)
 
     return show

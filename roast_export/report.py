@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from roast_export.printable import printable, to_json
 
 FIRST_DIFFERENCE = "first differing layer"
 """How the note of a check begins that is there to name a layer, after an output differed."""
@@ -133,7 +134,7 @@ class Report:
     def __str__(self) -> str:
         from roast_export.report_text import render
 
-        return render(self)
+        return render(printable(self))
 
     def save(self, path: str | Path) -> None:
         """Write the report; the suffix chooses the form: .html, .json, .xml (JUnit), else plain text."""
@@ -143,7 +144,7 @@ class Report:
         if path.suffix == ".html":
             text = to_html(self)
         elif path.suffix == ".json":
-            text = json.dumps(self.to_dict(), indent=1) + "\n"
+            text = to_json(self.to_dict())
         elif path.suffix == ".xml":
             text = to_junit(self)
         else:

@@ -11,6 +11,7 @@ from rich.box import Box
 from rich.console import Console
 from rich.table import Table
 
+from roast_export.printable import one_line
 from roast_export.report import Check, Report
 
 WIDTH = 110
@@ -157,13 +158,13 @@ def number(value: float) -> str:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A titled text table; a column whose name starts with ">" is right-aligned."""
     drawn = Table(
-        box=_BOX, title=title, title_justify="left", title_style="", padding=(0, 1), show_edge=False
+        box=_BOX, title=one_line(title), title_justify="left", title_style="", padding=(0, 1), show_edge=False
     )
     for name in columns:
         right = name.startswith(">")
         drawn.add_column(name.lstrip(">"), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(one_line, row))
     stream = StringIO()
     # Markup, highlighting and emoji off: names of layers and files are shown as they are.
     console = Console(file=stream, width=WIDTH, color_system=None, markup=False, highlight=False, emoji=False)

@@ -13,6 +13,7 @@ from torch import nn
 
 from roast_export.fit import advice, relative_errors
 from roast_export.modules import virtual_weights
+from roast_export.printable import one_line
 from roast_export.report_text import bytes_text, count, shape_text, table
 from roast_export.wrappers import bare
 
@@ -113,7 +114,7 @@ class Summary:
         errors = {row.name: row.error for row in self.rows if row.error is not None and not row.tied}
         next_step = advice(errors)
         if next_step is not None:
-            lines.append(next_step)
+            lines.append(one_line(next_step))
         return table(f"Parameters: {len(self.rows):,}", columns, rows) + "\n" + "\n".join(lines)
 
 
