@@ -7,7 +7,7 @@ in its neighbourhood, and one unit in the last place of the output's own type.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import ml_dtypes
@@ -48,33 +48,41 @@ def output_bounds(model: nn.Module, program: Program, feeds: dict[str, Array]) -
         # A live module compiles its branches, which a dispatch mode does not let it.
         model = program.module(check_guards=False)
 
-    def run(values: dict[str, Tensor]) -> list[Array]:
-        leaves = pytree.tree_leaves(call(model, program, values))
-        return [array_of(leaf) for leaf in leaves if leaf is not None]
+    def run(values: dict[str, Tensor]) -> list[Tensor | Array]:
+        return [leaf for leaf in pytree.tree_leaves(call(model, program, values)) if leaf is not None]
 
     return measured_bounds(model, feeds, run)
 
 
 def measured_bounds(
-    model: nn.Module, feeds: dict[str, Array], run: Callable[[dict[str, Tensor]], list[Array]]
+    model: nn.Module,
+    feeds: dict[str, Array],
+    run: Callable[[dict[str, Tensor]], Sequence[Tensor | Array]],
 ) -> list[Bound]:
     """The bound of each value that `run` gives for these inputs. Buffers of `model` are left as they are."""
 
-    def moved(seed: int, sign: int) -> list[Array]:
-        mode = Rounding(seed, sign)
+    def moved(mode: Rounding) -> list[Array]:
         values = {name: mode.moved(tensor_of(value)) for name, value in feeds.items()}
         with mode:
             found = run(values)
+        return [array_of(mode.as_output(value)) if isinstance(value, Tensor) else value for value in found]
+
+    def moved_within(seed: int, sign: int) -> list[Array]:
+        mode = Rounding(seed, sign)
+        found = moved(mode)
         if not mode.opaque:
             return found
         with warnings.catch_warnings():
             # flags sets all settings of oneDNN, also those that this machine does not have.
             warnings.simplefilter("ignore")
-            with torch.backends.mkldnn.flags(enabled=False), Rounding(seed, sign):
-                return run(values)
+            with torch.backends.mkldnn.flags(enabled=False):
+                return moved(Rounding(seed, sign))
 
     with _kept_state(model), torch.random.fork_rng(devices=[]), torch.no_grad():
-        runs = [moved(seed, sign) for seed in SEEDS for sign in (1, -1)]
+        # Rounding may only add to a value, say to the size of one that is 0: the run without it is one, too.
+        still = run({name: tensor_of(value).clone() for name, value in feeds.items()})
+        runs = [[array_of(value) if isinstance(value, Tensor) else value for value in still]]
+        runs += [moved_within(seed, sign) for seed in SEEDS for sign in (1, -1)]
     return [bound_of(list(found)) for found in zip(*runs, strict=True)]
 
 
@@ -94,7 +102,9 @@ def bound_of(runs: list[Array]) -> Bound:
     size = np.max(np.abs(np.where(np.isfinite(wide), wide, 0.0)), axis=0)
     eps, least = _places(runs[0])
     last_place = eps * size + least
-    return np.asarray(FACTOR * np.maximum(spread, neighbourhood(spread)) + last_place, np.float64)
+    # What crosses a threshold says nothing of its neighbours.
+    usual = np.where(spread <= DEGENERATE * size_of(runs[0]), spread, 0.0)
+    return np.asarray(FACTOR * np.maximum(spread, neighbourhood(usual)) + last_place, np.float64)
 
 
 def neighbourhood(spread: Bound) -> Bound:

@@ -20,6 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="MODEL", help="these models only")
     parser.add_argument("--mutants", type=int, default=36, help="mutants of each model (default 36)")
+    parser.add_argument("--seed", type=int, default=1, help="another seed gives other mutants (default 1)")
     options = parser.parse_args()
     known = models()
     unknown = set(options.names) - set(known)
@@ -34,7 +35,7 @@ def main() -> int:
                 judged = Judged(known[name], Path(folder))
                 control = judged.differs(judged.right) is False and not judged.refused(judged.right)
                 score = judged.score(
-                    options.mutants, lambda done, task=task: bar.update(task, completed=done)
+                    options.mutants, options.seed, lambda done, task=task: bar.update(task, completed=done)
                 )
             scores.append((score, control))
             failed += not control or bool(score.survivors)

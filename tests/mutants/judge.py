@@ -125,10 +125,10 @@ class Judged:
         except RoastError:
             return True
 
-    def score(self, wanted: int, tell: Callable[[int], Any] = lambda done: None) -> Score:
-        """The verdicts on the first `wanted` valid mutants."""
+    def score(self, wanted: int, seed: int = 1, tell: Callable[[int], Any] = lambda done: None) -> Score:
+        """The verdicts on the first `wanted` valid mutants in the order of this seed."""
         score = Score(self.entry.name)
-        for mutant in mutants(self.right, seed=1):
+        for mutant in mutants(self.right, seed):
             if score.mutants == wanted:
                 break
             self._judge(mutant, score)
