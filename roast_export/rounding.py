@@ -120,8 +120,8 @@ class Rounding(TorchDispatchMode):
                     value.copy_(self.moved(value))
             return result
         if name in FOURIER:
-            floor, more = _usual_size(result, args[1]), _transformed(name, args, result)
-            return self.moved(result, floor, more, exact=False)
+            usual = _usual_size(result, args[1])
+            return self.moved(result, usual, _transformed(name, args, result), exact=False)
         floor, more = _floor(name, args), _accumulated(name, args)
         if name in TERMS:
             result = self._of_moved_terms(func, args, kwargs or {}, result, TERMS[name], more)
