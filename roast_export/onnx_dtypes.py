@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from torch import Tensor
+from torch.export import ExportedProgram
 
 from roast_export.errors import ExportError
 
@@ -25,4 +27,20 @@ def refuse_bfloat16(model: ir.Model) -> None:
             raise ExportError(
                 f"this model computes {node.op_type} in bfloat16, and ONNX Runtime does not on a CPU; export "
                 "or save model.float() instead, whose virtual weights are the same without the last rounding"
+            )
+
+
+def refuse_complex_inputs(program: ExportedProgram) -> None:
+    """ONNX has no complex numbers.
+
+    Raises:
+        ExportError: an input is complex.
+    """
+    inputs = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.name in inputs and isinstance(value, Tensor) and value.is_complex():
+            raise ExportError(
+                f"the input {node.name!r} is complex, and ONNX has no complex numbers; let the model take "
+                "its real and imaginary parts as two inputs (torch.complex joins them), or use --to pt2"
             )

@@ -35,7 +35,7 @@ from roast_export.fuse import fuse_linear
 from roast_export.mapping import VERSION, Element, Mapping, Sign
 from roast_export.onnx_activations import activations
 from roast_export.onnx_attention import attention
-from roast_export.onnx_dtypes import refuse_bfloat16
+from roast_export.onnx_dtypes import refuse_bfloat16, refuse_complex_inputs
 from roast_export.onnx_exact import exact_rewrites
 from roast_export.onnx_lookup import is_narrow
 from roast_export.onnx_pooling import pooling
@@ -79,12 +79,13 @@ def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
     """The ONNX model with its functions and metadata, in memory.
 
     Raises:
-        ExportError: torch.onnx has no translation for an operator of the model, or the model computes in
-            bfloat16.
+        ExportError: torch.onnx has no translation for an operator of the model, the model computes in
+            bfloat16, or an input is complex.
         InputError: a dimension named in dim_names is not dynamic.
     """
     onnx_ops.register_schemas()
     refuse_projections(program)
+    refuse_complex_inputs(program)
     layers = layers_of(program)
     model = _translate(program, options)
     _name_inputs(model, program)
