@@ -148,7 +148,7 @@ def explore(
     attempt(EXAMPLE, example)
 
     def at_lengths(name: str, shapes: Shapes) -> bool:
-        with checked_lengths():
+        with checked_lengths(program):
             done = attempt(name, values.random(shapes))
         if done:
             ran.append(shapes)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import transformer
 
@@ -50,10 +52,21 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def checked_lengths() -> Iterator[None]:
-    """Attention that refuses keys and values of different lengths.
+def checked_lengths(program: Any) -> Iterator[None]:
+    """Kernels that refuse lengths which do not fit, while a program or its module runs at other lengths.
 
-    torch's fused kernel for the CPU does not compare them, and reads past the end of the shorter one.
+    torch's fused attention for the CPU does not compare the lengths of keys and values, and oneDNN's LSTM
+    does not compare the width of its input with its weights: both read past the end of the shorter one.
     """
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    with warnings.catch_warnings():
+        # flags sets all settings of oneDNN, also those that this machine does not have.
+        warnings.simplefilter("ignore")
+        off = torch.backends.mkldnn.flags(enabled=False) if _has_lstm(program) else nullcontext()
+        with off, sdpa_kernel(SDPBackend.MATH):
+            yield
+
+
+def _has_lstm(program: Any) -> bool:
+    return isinstance(program, ExportedProgram) and any(
+        node.target is torch.ops.aten.lstm.input for node in program.graph.nodes
+    )

@@ -149,7 +149,7 @@ def runs_longer(
         n = grown[name].shape[axis]
         grown[name] = grown[name].index_select(axis, torch.arange(n + 1) % n)
     try:
-        with quiet(), checked_lengths():
+        with quiet(), checked_lengths(program):
             call(graph, program, grown)
     except InputError:
         return False

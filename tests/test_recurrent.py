@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import roast_export as R
 from roast_export.bounds import output_bounds
 from roast_export.errors import ExportError
+from roast_export.modes import checked_lengths
 from roast_export.trace import trace
 
 
@@ -77,3 +78,29 @@ def test_the_bound_of_an_lstm_sees_the_rounding_within_it():
     x = torch.randn(3, 7, 24)
     bound = output_bounds(model, trace(model, (x,)), {"x": np.ones((3, 7, 24), np.float32)})
     assert np.median(bound[0]) > 1e-7
+
+
+class Columns(nn.Module):
+    """An LSTM over the columns of an image: its height is part of the features, which the weights fix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.rnn = nn.AvgPool2d((4, 1)), nn.LSTM(3 * 4, 16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.rnn(self.pool(images).permute(3, 0, 1, 2).flatten(2))[0]
+
+
+def test_an_lstm_is_not_run_at_widths_that_its_weights_do_not_have(tmp_path):
+    model = R.compress(Columns().eval(), 2, min_params=64)
+    x = torch.randn(2, 3, 16, 5)
+    R.save(model, tmp_path / "m.pt", (x,))
+    loaded = R.load(tmp_path / "m.pt")
+    assert R.export(loaded, tmp_path / "m.onnx").passed
+    # A control: oneDNN's kernel takes twice the height, and computes something of it.
+    wide = torch.randn(2, 3, 32, 5)
+    with pytest.raises(RuntimeError):
+        model(wide)
+    assert loaded(wide).shape == (5, 2, 16)
+    with checked_lengths(loaded.program), pytest.raises(RuntimeError):
+        loaded(wide)
