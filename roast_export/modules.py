@@ -141,6 +141,27 @@ def read_extra_state(state: Tensor | dict[str, Any]) -> tuple[list[int], float]:
     return [int(field) for field in state[1:].tolist()], float(scale)
 
 
+class _Values(Tensor):
+    """A virtual weight as other code reads it: a tensor whose `data` cannot be replaced.
+
+    Adapters are merged by `layer.weight.data += delta`, which on a fresh tensor would do nothing and say so
+    nowhere.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, values: Tensor) -> None:
+        raise InputError(
+            "a virtual weight is read out of the shared array: it cannot be set, nor can an adapter be merged "
+            "into it; merge into the dense model, then compress that"
+        )
+
+
 class _Weights(nn.Module):
     """Virtual weights by the names of the parameters they replace.
 
@@ -167,8 +188,12 @@ class _Virtual(nn.Module):
     def _read(self, name: str) -> Tensor:
         """The weight, expanded once in each call of this module however often it is looked at."""
         seen: dict[str, Tensor] | None = self.__dict__.get("_seen")
-        if seen is None or torch.compiler.is_dynamo_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return cast(Tensor, self.virtual[name]())
+        if seen is None:
+            values: Tensor = self.virtual[name]()
+            traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+            return values if traced or type(values) is not Tensor else values.as_subclass(_Values)
         if name not in seen:
             seen[name] = self.virtual[name]()
         return seen[name]

@@ -21,6 +21,9 @@ from roast_export.huggingface.tasks import TASKS, Task, task_of
 ATTENTION = "eager"
 """Rows whose mask is empty have the same values in every runtime with this implementation alone."""
 
+EXPERTS = "batched_mm"
+"""Of mixtures of experts: the one implementation that needs no operator of transformers' own and no loop."""
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -52,7 +55,7 @@ def open_parts(path: Path, task: str | None, *, trust: bool) -> Opened:
 
 def open_model(folder: Folder, *, trust: bool, **options: Any) -> nn.Module:
     quiet_transformers()
-    return load_folder(folder, trust=trust, attention=ATTENTION, **options)
+    return load_folder(folder, trust=trust, attention=ATTENTION, experts_implementation=EXPERTS, **options)
 
 
 def compress_folder(

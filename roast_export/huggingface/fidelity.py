@@ -61,7 +61,7 @@ class Fidelity:
 def fidelity(folder: Folder, task: Task, dense: nn.Module, compressed: nn.Module) -> Fidelity:
     """Compare the two on a few sentences where there is a tokenizer, else on random inputs."""
     ours, theirs = (parts_of(folder, model, task)[0] for model in (compressed, dense))
-    batches = _sentences(folder, list(ours.inputs)) or _rows(ours.inputs)
+    batches = _sentences(folder, ours.inputs) or _rows(ours.inputs)
     cosines = []
     for batch in batches:
         with torch.no_grad():
@@ -74,11 +74,11 @@ def fidelity(folder: Folder, task: Task, dense: nn.Module, compressed: nn.Module
     return Fidelity(name, sum(cosines) / len(cosines), len(batches), text)
 
 
-def _sentences(folder: Folder, names: list[str]) -> list[dict[str, Tensor]]:
-    """The sentences as the model's inputs; none if the folder has no tokenizer, or the task takes more."""
+def _sentences(folder: Folder, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The sentences in the place of `inputs`; none if the folder has no tokenizer, or the task takes more."""
     from transformers import AutoTokenizer
 
-    known = {*names} <= {"input_ids", "attention_mask", "token_type_ids"}
+    known = {*inputs} <= {"input_ids", "attention_mask", "token_type_ids"} and inputs["input_ids"].dim() == 2
     # Without its files transformers makes a tokenizer that knows no word.
     if not known or not any((folder.path / name).is_file() for name in TOKENIZER):
         return []
@@ -90,7 +90,7 @@ def _sentences(folder: Folder, names: list[str]) -> list[dict[str, Tensor]]:
     except Exception:  # whatever a tokenizer raises: then random inputs do
         return []
     return [
-        {name: batch.get(name, torch.zeros_like(batch["input_ids"])) for name in names} for batch in found
+        {name: batch.get(name, torch.zeros_like(batch["input_ids"])) for name in inputs} for batch in found
     ]
 
 

@@ -25,6 +25,9 @@ from roast_export.huggingface.tasks import BATCH, DECODED, ENCODED, PAST, SEQUEN
 ROWS, TOKENS, PADDED, PAST_TOKENS = 2, 8, 3, 5
 """The example: rows, tokens, how many of the second row's are padding, and how many are earlier ones."""
 
+FRAMES = 8
+"""Frames of the example of sound."""
+
 SEED = 20261
 
 DECODES = ("text2text-generation", "automatic-speech-recognition", "feature-extraction")
@@ -76,7 +79,7 @@ def _base(model: Any) -> nn.Module:
 
 
 def _inputs(model: nn.Module, config: Any, task: Task) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-    kind = model.main_input_name
+    kind = str(model.main_input_name)
     if kind == "input_ids" and (others := OTHER_INPUTS & parameters_of(model)):
         raise InputError(
             f"{type(model).__name__} takes {', '.join(sorted(others))} beside text, for which this command "
@@ -88,13 +91,9 @@ def _inputs(model: nn.Module, config: Any, task: Task) -> tuple[dict[str, Tensor
         return text_inputs(model, config, choices=task.name == "multiple-choice", causal=causal)
     if kind == "pixel_values":
         return _image_inputs(model, config)
-    if kind == "input_features" and {"num_mel_bins", "max_source_positions"} <= set(config.to_dict()):
-        # Whisper pads sound to the length that it was trained with: two frames to a position.
-        shape = (ROWS, config.num_mel_bins, 2 * config.max_source_positions)
-        features = torch.randn(shape, generator=_generator())
-        return {"input_features": features}, {"input_features": {0: BATCH}}
-    if kind == "input_values":
-        return _sound_inputs(config)
+    if kind in ("input_features", "input_values") and (found := _sound_inputs(kind, config)) is not None:
+        shape, axes = found
+        return {kind: torch.randn(ROWS, *shape, generator=_generator())}, {kind: {0: BATCH} | axes}
     raise InputError(
         f"{type(model).__name__} takes {kind}, for which this command knows no example; export the model in "
         "Python with roast_export.export and example_inputs of your own"
@@ -112,6 +111,9 @@ def text_inputs(
     mask = torch.ones_like(ids)
     padded = slice(0, PADDED) if causal else slice(TOKENS - PADDED, TOKENS)
     ids[1, padded], mask[1, padded] = padding, 0
+    if config.is_encoder_decoder and isinstance(end := getattr(text, "eos_token_id", None), int):
+        # The classifiers of BART and T5 look at the end of each text.
+        ids[0, -1] = ids[1, TOKENS - PADDED - 1] = end
     inputs = {"input_ids": ids, "attention_mask": mask}
     taken = parameters_of(model)
     if "token_type_ids" in taken and (getattr(text, "type_vocab_size", 0) or 0) > 1:
@@ -159,16 +161,16 @@ def _encoder_and_decoder(model: nn.Module, config: Any, task: Task) -> list[Part
         )
     encoder = EncoderModel(model).eval()
     inputs, dynamic = _inputs(model, config, task)
-    dynamic = {k: {0: BATCH, 1: ENCODED} if len(axes) > 1 else axes for k, axes in dynamic.items()}
+    dynamic = {k: {0: BATCH, 1: ENCODED} if 1 in axes else axes for k, axes in dynamic.items()}
     with torch.no_grad():
         states = encoder(**inputs)["last_hidden_state"]
     tokens = torch.randint(1, config.vocab_size, (ROWS, PAST_TOKENS), generator=_generator())
     given = {"input_ids": tokens, "encoder_hidden_states": states}
-    axes = {"input_ids": {0: BATCH, 1: DECODED}, "encoder_hidden_states": {0: BATCH}}
+    encoded = {0: BATCH, 1: ENCODED} if any(1 in axes for axes in dynamic.values()) else {0: BATCH}
+    axes = {"input_ids": {0: BATCH, 1: DECODED}, "encoder_hidden_states": encoded}
     if "attention_mask" in inputs:
         given["encoder_attention_mask"] = inputs["attention_mask"]
         axes["encoder_attention_mask"] = {0: BATCH, 1: ENCODED}
-        axes["encoder_hidden_states"] = {0: BATCH, 1: ENCODED}
     if task.past:
         check_keeps(model, given, task.name.removesuffix("-with-past"))
     decoder = DecoderModel(model, keeps=task.past).eval()
@@ -201,6 +203,8 @@ def positions(mask: Tensor) -> Tensor:
 
 
 def _image_inputs(model: nn.Module, config: Any) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    if not hasattr(config, "image_size"):
+        config = getattr(config, "vision_config", config)
     size = getattr(config, "image_size", None) or 64
     height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
     channels = getattr(config, "num_channels", 3)
@@ -211,20 +215,24 @@ def _image_inputs(model: nn.Module, config: Any) -> tuple[dict[str, Tensor], dic
     return {"pixel_values": images}, {"pixel_values": axes}
 
 
-def _sound_inputs(config: Any) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-    """Samples for eight frames or so of what the convolutions make of them."""
-    length = 8
-    for kernel, stride in reversed(
-        list(zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=False))
-    ):
-        length = (length - 1) * stride + kernel
-    if length == 8:
-        raise InputError(
-            "how many samples this model needs does not follow from its config.json; export it in Python "
-            "with roast_export.export and example_inputs of your own"
-        )
-    sound = torch.randn(ROWS, length, generator=_generator())
-    return {"input_values": sound}, {"input_values": {0: BATCH, 1: SEQUENCE}}
+def _sound_inputs(kind: str, config: Any) -> tuple[tuple[int, ...], dict[int, str]] | None:
+    """Shape of one sound and its dynamic dimensions, as far as they follow from config.json."""
+    stated = config.to_dict()
+    if kind == "input_values" and stated.get("conv_kernel"):
+        # Samples for eight frames of what the convolutions make of them.
+        length = FRAMES
+        for kernel, stride in reversed(list(zip(stated["conv_kernel"], stated["conv_stride"], strict=False))):
+            length = (length - 1) * stride + kernel
+        return (length,), {1: SEQUENCE}
+    if kind == "input_values" and {"num_mel_bins", "max_length"} <= set(stated):
+        return (stated["max_length"], stated["num_mel_bins"]), {}
+    for width in ("input_feat_per_channel", "feature_projection_input_dim"):
+        if kind == "input_features" and width in stated:
+            return (4 * FRAMES, stated[width]), {1: SEQUENCE}
+    if kind == "input_features" and {"num_mel_bins", "max_source_positions"} <= set(stated):
+        # Whisper pads sound to the length that it was trained with: two frames to a position.
+        return (stated["num_mel_bins"], 2 * stated["max_source_positions"]), {}
+    return None
 
 
 def _generator() -> torch.Generator:
