@@ -157,7 +157,7 @@ class _Values(Tensor):
     @data.setter
     def data(self, values: Tensor) -> None:
         raise InputError(
-            "a virtual weight is read out of the shared array: it cannot be set, nor can an adapter be merged "
+            "a virtual weight is read out of the shared array: it cannot be set, nor an adapter merged "
             "into it; merge into the dense model, then compress that"
         )
 
