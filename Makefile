@@ -5,7 +5,7 @@
 #   make zoo       export over a hundred architectures and compare each with its module (an hour; ARGS="bert dlrm" narrows it)
 #   make mutants   change exported files of 16 models in one place each and count what the proof refuses (ARGS="gpt2" narrows it)
 #   make tiles     measure what a network learns with tiles of one shape or another (15 minutes)
-#   make minilm    compress and export a sentence model of 22 million weights, and compare its embeddings (RATIO=10)
+#   make minilm    compress and export a sentence model of 22 million weights, and compare its embeddings (RATIO="1 2 10")
 #   make lint      ruff, mypy --strict, clang-format
 #   make native    build the operator libraries into roast_export/lib/
 #   make cross     build the ONNX Runtime library for phones and other systems into build/cross/
@@ -125,7 +125,7 @@ $(MINILM): | $(PACKAGE_READY)
 tiles: setup $(MINILM)
 	@$(BIN)/python -m bench.tiles $(MINILM)
 
-# Compresses and exports a sentence model of 22 million weights; about three minutes.
+# Compresses and exports a sentence model of 22 million weights, at three ratios; about ten minutes.
 minilm: setup $(MINILM)
 	@$(BIN)/python -m bench.minilm $(MINILM) $(RATIO)
 
