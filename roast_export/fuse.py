@@ -3,6 +3,7 @@
 Case 1: MatMul(x, Transpose(W)), W a RoastGather of shape (out, in)
 Case 2: Gemm(x, W, bias), transB = 1, alpha = beta = 1, x of rank 2
 Case 3: MatMul(x, W), or Gemm with transB = 0: the same with the mapping of the transposed weight
+Case 4: as 1 to 3, where W is a Reshape of a RoastGather of more axes to (out, the others)
 Each with the Add of a bias [out] behind it, if there is one.
 
 A gather that something else reads stays for that reader. Everything else is left as it is.
@@ -10,6 +11,7 @@ A gather that something else reads stays for that reader. Everything else is lef
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -65,13 +67,30 @@ def _weight_of(node: ir.Node) -> tuple[ir.Node, Mapping] | None:
             return None
         across = not across
         source = source.inputs[0].producer() if source.inputs[0] is not None else None
+    flattened = source is not None and _flattens(source)
+    if source is not None and flattened:
+        source = source.inputs[0].producer() if source.inputs[0] is not None else None
     if source is None or (source.domain, source.op_type) != (onnx_ops.DOMAIN, "RoastGather"):
         return None
     mapping, _ = onnx_ops.mapping_of(ir.to_proto(source))
+    if flattened:
+        mapping = _as_matrix(mapping)
     if len(mapping.shape) != 2:
         return None
     found = mapping if across else transposed(mapping)
     return (source, found) if found is not None else None
+
+
+def _flattens(node: ir.Node) -> bool:
+    """Whether a node makes a matrix of all axes of a tensor but the first."""
+    before, after = node.inputs[0], node.outputs[0].shape
+    if (node.domain, node.op_type) != ("", "Reshape") or before is None or before.shape is None:
+        return False
+    return after is not None and len(after) == 2 and after[0] == before.shape[0]
+
+
+def _as_matrix(mapping: Mapping) -> Mapping:
+    return replace(mapping, shape=(mapping.shape[0], math.prod(mapping.shape[1:])))
 
 
 def _is_plain_gemm(node: ir.Node) -> bool:
@@ -118,8 +137,12 @@ def _take_over(fused: ir.Node, product: ir.Node, last: ir.Node) -> None:
 
 
 def _remove_unused(graph: ir.Graph) -> None:
-    """Gathers and transposes that nothing reads any more."""
+    """Gathers, transposes and reshapes that nothing reads any more."""
     for node in reversed(list(graph)):
-        mine = (node.domain, node.op_type) in ((onnx_ops.DOMAIN, "RoastGather"), ("", "Transpose"))
+        mine = (node.domain, node.op_type) in (
+            (onnx_ops.DOMAIN, "RoastGather"),
+            ("", "Transpose"),
+            ("", "Reshape"),
+        )
         if mine and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
             graph.remove(node, safe=True)

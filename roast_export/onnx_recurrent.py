@@ -1,6 +1,8 @@
-"""torch.nn.RNN in ONNX: the operator RNN, so that a sequence may have any length.
+"""Recurrent layers in ONNX: the operators LSTM, GRU and RNN, so that a sequence may have any length.
 
-torch.onnx has no translation for it, and would unroll it over the example's sequence.
+torch.onnx has no translation for torch.nn.RNN, and would unroll it over the example's sequence. Its
+translations of torch.nn.LSTM and torch.nn.GRU copy each weight twice to order its gates, in every run where
+the weight is virtual; here it is copied once.
 """
 
 from __future__ import annotations
@@ -15,66 +17,91 @@ from roast_export.errors import ExportError
 
 
 def recurrent(standard: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Translations for torch.onnx. standard: the onnxscript opset of the file.
+    """Translations for torch.onnx. standard: the onnxscript opset of the file."""
+    aten = torch.ops.aten
+    # torch's gates are input, forget, cell, output, and reset, update, new.
+    return {
+        aten.lstm.input: _layers(standard, "LSTM", order=(0, 3, 1, 2)),
+        aten.gru.input: _layers(standard, "GRU", order=(1, 0, 2), linear_before_reset=1),
+        aten.rnn_tanh.input: _layers(standard, "RNN", activation="Tanh"),
+        aten.rnn_relu.input: _layers(standard, "RNN", activation="Relu"),
+    }
 
-    The operator takes the length first, and has an axis for the direction; source: the ONNX operator RNN.
-    """
 
-    def layer(
-        x: Any, hidden: Any, weights: Sequence[Sequence[Any]], size: int, activation: str
-    ) -> tuple[Any, Any]:
+def _layers(
+    standard: Any, operator: str, order: Sequence[int] = (), activation: str | None = None, **attributes: Any
+) -> Callable[..., Any]:
+    """order: the gates of torch in the order of the operator."""
+
+    def stacked(weights: Sequence[Sequence[Any]], k: int) -> Any:
+        """The k-th parameter of each direction: float[directions, gates * size, ...]."""
+        each = [
+            standard.Unsqueeze(_in_order(standard, group[k], order), _numbers(standard, 0))
+            for group in weights
+        ]
+        return each[0] if len(each) == 1 else standard.Concat(*each, axis=0)
+
+    def layer(x: Any, initial: Sequence[Any], weights: Sequence[Sequence[Any]], size: int) -> tuple[Any, ...]:
         """One layer. weights: of each direction, W_ih, W_hh and, with biases, b_ih and b_hh."""
-
-        def stacked(k: int) -> Any:
-            each = [standard.Unsqueeze(direction[k], _numbers(standard, 0)) for direction in weights]
-            return each[0] if len(each) == 1 else standard.Concat(*each, axis=0)
-
-        biases = standard.Concat(stacked(2), stacked(3), axis=1) if len(weights[0]) == 4 else None
-        y, last = standard.RNN(
+        own = dict(attributes)
+        if activation is not None:
+            own["activations"] = [activation] * len(weights)
+        y, *last = getattr(standard, operator)(
             x,
-            stacked(0),
-            stacked(1),
-            biases,
+            stacked(weights, 0),
+            stacked(weights, 1),
+            standard.Concat(stacked(weights, 2), stacked(weights, 3), axis=1)
+            if len(weights[0]) == 4
+            else None,
             None,
-            hidden,
-            activations=[activation] * len(weights),
+            *initial,
             direction="forward" if len(weights) == 1 else "bidirectional",
             hidden_size=size,
+            **own,
         )
         # float[length, directions, batch, size] to float[length, batch, directions * size]
         y = standard.Transpose(y, perm=[0, 2, 1, 3])
-        return standard.Reshape(y, standard.Constant(value_ints=[0, 0, -1])), last
+        return standard.Reshape(y, standard.Constant(value_ints=[0, 0, -1])), *last
 
-    def rnn(activation: str) -> Callable[..., Any]:
-        def translate(
-            input: Any,  # noqa: A002 - torch.onnx passes arguments by the operator's names for them
-            hx: Any,
-            params: Sequence[Any],
-            has_biases: bool,
-            num_layers: int,
-            dropout: float,
-            train: bool,
-            bidirectional: bool,
-            batch_first: bool,
-        ) -> tuple[Any, Any]:
-            directions, each = 2 if bidirectional else 1, 4 if has_biases else 2
-            weights = [params[k : k + each] for k in range(0, len(params), each)]
-            x = standard.Transpose(input, perm=[1, 0, 2]) if batch_first else input
-            last = []
-            size = int(hx.shape[2])
-            for k in range(0, num_layers * directions, directions):
-                hidden = standard.Slice(
-                    hx, _numbers(standard, k), _numbers(standard, k + directions), _numbers(standard, 0)
-                )
-                x, state = layer(x, hidden, weights[k : k + directions], size, activation)
-                last.append(state)
-            x = standard.Transpose(x, perm=[1, 0, 2]) if batch_first else x
-            return x, last[0] if len(last) == 1 else standard.Concat(*last, axis=0)
+    def translate(
+        input: Any,  # noqa: A002 - torch.onnx passes arguments by the operator's names for them
+        hx: Any,
+        params: Sequence[Any],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Any, ...]:
+        directions, each = 2 if bidirectional else 1, 4 if has_biases else 2
+        weights = [params[k : k + each] for k in range(0, len(params), each)]
+        states = list(hx) if isinstance(hx, Sequence) else [hx]
+        x = standard.Transpose(input, perm=[1, 0, 2]) if batch_first else input
+        last: list[list[Any]] = [[] for _ in states]
+        size = int(states[0].shape[2])
+        for k in range(0, num_layers * directions, directions):
+            ends = _numbers(standard, k), _numbers(standard, k + directions), _numbers(standard, 0)
+            initial = [standard.Slice(state, *ends) for state in states]
+            x, *final = layer(x, initial, weights[k : k + directions], size)
+            for found, value in zip(last, final, strict=True):
+                found.append(value)
+        x = standard.Transpose(x, perm=[1, 0, 2]) if batch_first else x
+        return x, *(found[0] if len(found) == 1 else standard.Concat(*found, axis=0) for found in last)
 
-        return translate
+    return translate
 
-    aten = torch.ops.aten
-    return {aten.rnn_tanh.input: rnn("Tanh"), aten.rnn_relu.input: rnn("Relu")}
+
+def _in_order(standard: Any, parameter: Any, order: Sequence[int]) -> Any:
+    """A weight float[gates * size, ...] or bias float[gates * size] with its gates in another order."""
+    if not order:
+        return parameter
+    shape = [int(length) for length in parameter.shape]
+    gates = standard.Reshape(
+        parameter, standard.Constant(value_ints=[len(order), shape[0] // len(order), *shape[1:]])
+    )
+    ordered = standard.Gather(gates, standard.Constant(value_ints=list(order)), axis=0)
+    return standard.Reshape(ordered, standard.Constant(value_ints=shape))
 
 
 def refuse_projections(program: ExportedProgram) -> None:

@@ -54,6 +54,9 @@ def check(
                 continue
             across = mapping == transposed(layer.mapping)
             expected, actual = expected_weight(layer), runtime.open(model)({})[0]
+            if node.op_type in onnx_ops.LINEARS:
+                # A product takes a weight of more axes as a matrix: nn.Bilinear.
+                expected = expected.reshape(len(expected), -1)
             # Compared as the layer has it, so that the report's index is the weight's.
             found = np.ascontiguousarray(actual.T) if across and actual.ndim == 2 else actual
             yield compare_bits(runtime.name, node.name, "all elements", expected, found)

@@ -35,11 +35,13 @@ from roast_export.fuse import fuse_linear
 from roast_export.mapping import VERSION, Element, Mapping, Sign
 from roast_export.onnx_activations import activations
 from roast_export.onnx_attention import attention
+from roast_export.onnx_bilinear import bilinear
 from roast_export.onnx_dtypes import refuse_bfloat16, refuse_complex_inputs
 from roast_export.onnx_exact import exact_rewrites
 from roast_export.onnx_lookup import is_narrow
 from roast_export.onnx_pooling import pooling
 from roast_export.onnx_recurrent import recurrent, refuse_projections
+from roast_export.onnx_steps import steps
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
 from roast_export.ranges import RANGES, named_ranges
 from roast_export.recurrent_shapes import any_length
@@ -171,7 +173,8 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
         **activations(standard),
         **attention(standard),
         **pooling(standard),
-        **recurrent(standard),
+        # Where the library is not, a weight that is expanded once a run is better than at every step.
+        **(recurrent(standard) if options.portable else steps(standard) | bilinear(standard)),
     }
     exact_rewrites()
     try:
