@@ -77,7 +77,7 @@ class PlainModel(nn.Module):
         self.ties: list[tuple[Axis, Axis]] = []
         """Dimensions that must have one length; a trace gives them one symbol."""
         self.facts = list(facts)
-        self.__class__ = type(type(model).__name__, (PlainModel,), {"forward": _forward_of(self.names)})
+        self.__class__ = type(type(model).__name__, (type(self),), {"forward": _forward_of(self.names)})
 
     def train(self, mode: bool = True) -> PlainModel:
         self.__dict__["original"].train(mode)
@@ -96,10 +96,18 @@ class PlainModel(nn.Module):
 
     def call(self, tensors: Sequence[Tensor]) -> Any:
         """The outputs of the model for one tensor of each name."""
-        model = self.__dict__["original"]
+        self.check_ties(tensors)
+        return self.own_outputs(tensors)
+
+    def check_ties(self, tensors: Sequence[Tensor]) -> None:
+        """Tell a trace which dimensions have one length."""
         by_place = dict(zip(self.names, tensors, strict=True))
         for (a, i), (b, j) in self.ties:
             torch._check(by_place[a].shape[i] == by_place[b].shape[j])
+
+    def own_outputs(self, tensors: Sequence[Tensor]) -> Any:
+        """What the model gives for one tensor in each hole of the template."""
+        model = self.__dict__["original"]
         args, kwargs = _rebuilt(self.template, tensors)
         # Module.compile() leaves a compiled call behind, which nothing can trace.
         forward = model._call_impl if getattr(model, "_compiled_call_impl", None) is not None else model
@@ -229,7 +237,7 @@ def _template(
 def _holed(value: Any, path: list[str], tensors: dict[str, Tensor], facts: list[str]) -> Any:
     """`value` with a hole in the place of each tensor in it."""
     if isinstance(value, Tensor):
-        name = _free("_".join(path), tensors)
+        name = free_name("_".join(path), tensors)
         tensors[name] = _own(value, name)
         return Hole(len(tensors) - 1)
     if isinstance(value, CONSTANTS):
@@ -324,7 +332,7 @@ def _own(value: Tensor, name: str = "") -> Tensor:
     return value.detach().as_subclass(Tensor).clone(memory_format=torch.contiguous_format)
 
 
-def _free(text: str, taken: Iterable[str]) -> str:
+def free_name(text: str, taken: Collection[str]) -> str:
     """A name that is an identifier and that nothing else has."""
     name = re.sub(r"\W", "_", text)
     name = f"_{name}" if not name or name[0].isdigit() else name

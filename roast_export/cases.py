@@ -20,6 +20,7 @@ from roast_export.lengths import WANTED, Dimensions, Shapes
 from roast_export.modes import checked_lengths
 from roast_export.program import Dims, Inputs, LoadedProgram, Program, call, flat_inputs, input_names
 from roast_export.ranges import within
+from roast_export.stateful import calls_in_a_row, state_of
 from roast_export.torch_ops import without_library
 from roast_export.values import SEED, Values
 
@@ -58,7 +59,7 @@ def cases_for(model: nn.Module, program: Program, inputs: Inputs, dims: dict[str
     Raises:
         InputError: the model does not run on its own example, or on inputs that it asks for.
     """
-    found, own = Cases(), own_probes(model)
+    found, own = Cases(), own_probes(model, program, inputs)
     must_run = {EXAMPLE, *(name for name, _ in own)}
 
     def attempt(name: str, values: dict[str, Tensor]) -> bool:
@@ -76,10 +77,16 @@ def cases_for(model: nn.Module, program: Program, inputs: Inputs, dims: dict[str
     return found
 
 
-def own_probes(model: nn.Module) -> list[tuple[str, Inputs]]:
-    """Names and inputs that a model asks to be compared on, beside the example: its `roast_probes()`."""
+def own_probes(model: nn.Module, program: Program, inputs: Inputs) -> list[tuple[str, Inputs]]:
+    """Names and inputs that a model is to be compared on, beside the example.
+
+    They are those of its `roast_probes()`, and calls in a row where its state is an input.
+    """
     ask = getattr(model.__dict__.get("original", model), "roast_probes", None)
-    return [] if ask is None else list(ask())
+    found = [] if ask is None else list(ask())
+    if state_of(program):
+        found += calls_in_a_row(model, program, flat_inputs(program, inputs))
+    return found
 
 
 def spare_cases(model: nn.Module, program: Program, inputs: Inputs) -> Iterator[Case]:

@@ -23,6 +23,7 @@ from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of
 from roast_export.report import Report
 from roast_export.restrict import check_bounded, fixed_of
 from roast_export.state import unchanged
+from roast_export.stateful import with_state
 from roast_export.storage import own_inputs
 from roast_export.subject import Subject
 from roast_export.to_aoti import write_aoti
@@ -65,6 +66,7 @@ def export(
     atol: float | None = None,
     rtol: float | None = None,
     allow_unproved: bool = False,
+    state: Literal["inputs"] | None = None,
 ) -> Report:
     """Write `model` to `path` and prove the file equal to PyTorch before it is put in place.
 
@@ -87,6 +89,8 @@ def export(
     atol, rtol: the bound on outputs, as in `verify`.
     allow_unproved: a dynamic dimension that the model runs at one length of is told in the report;
         otherwise it is a failure.
+    state: "inputs" makes what forward writes into (buffers, and attributes that hold a tensor) inputs and
+        outputs of the file. Without it a model whose outputs depend on that is refused.
 
     Raises:
         InputError: an argument does not fit the model, or nothing in the model is virtual.
@@ -104,6 +108,8 @@ def export(
         raise InputError(f"a delegate belongs to executorch; leave it out for {to}")
     if data_file is not None and (to != "onnx" or Path(data_file).name != data_file):
         raise InputError(f"data_file {data_file!r} is for onnx, and a name beside the file, not a path")
+    if state not in (None, "inputs"):
+        raise InputError(f"state {state!r} must be 'inputs' or None")
     if to == "ort" and not os.fspath(path).endswith(".ort"):
         raise InputError(f"{path}: onnxruntime knows the format by the suffix .ort; name the file so")
     limits_of(atol, rtol)
@@ -112,6 +118,8 @@ def export(
     with bare(model) as model, evaluation(model), unchanged(model), replacing(path) as target:
         tell("trace", 0, 1)
         model, example_inputs = prepared(model, example_inputs)
+        if state == "inputs":
+            model, example_inputs = with_state(model, example_inputs)
         if isinstance(model, PlainModel):
             dynamic_shapes = flat_shapes(model, dynamic_shapes)
         names = dim_names(dynamic_shapes)

@@ -93,6 +93,12 @@ def unused_layers(program: Any) -> list[str]:
     return list((program.graph_module.meta.get("custom") or {}).get(_UNUSED, []))
 
 
+def forget_unread(program: ExportedProgram, names: list[str]) -> None:
+    """Take the buffers of these names that no node reads out of a program."""
+    stored = {spec.arg.name for spec in program.graph_signature.input_specs if spec.target in names}
+    _forget(program, [n for n in program.graph.nodes if n.name in stored and not n.users])
+
+
 def layer_name(node: Node) -> str:
     """Dotted name of the parameter that the virtual weight of a node replaces."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())

@@ -226,8 +226,13 @@ def output_names(program: Program) -> list[str]:
         return program.output_names
     outputs = program.graph_signature.user_outputs
     tree = pytree.tree_unflatten(list(range(len(outputs))), program.call_spec.out_spec)
-    paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
-    taken = set(input_names(program))
+    return leaf_names(tree, input_names(program))
+
+
+def leaf_names(outputs: Any, inputs: Sequence[str]) -> list[str]:
+    """`output_names` of outputs in this structure; none is the name of an input."""
+    paths = [path for path, _ in pytree.tree_flatten_with_path(outputs)[0]]
+    taken = set(inputs)
     names: list[str] = []
     for k, path in enumerate(paths):
         parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from roast_export.fixed_lengths import fixed_lengths
 from roast_export.golden import MEMBER, Golden, chosen, golden, to_text
 from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of, quiet
 from roast_export.state import unchanged
+from roast_export.stateful import with_state
 from roast_export.storage import own_inputs
 from roast_export.trace import prepared, trace
 from roast_export.truth import Truth, hold_to_module
@@ -38,6 +39,7 @@ def save(
     *,
     dynamic_shapes: Any = None,
     allow_unproved: bool = False,
+    state: Literal["inputs"] | None = None,
 ) -> None:
     """Trace `model` and write one file with graph, arrays and example inputs: a torch.export archive.
 
@@ -50,15 +52,20 @@ def save(
         that the model runs at other lengths of; an export can fix them later.
     allow_unproved: keep a dimension dynamic that dynamic_shapes asks for, and that the model was seen to run
         at one length of.
+    state: "inputs" makes what forward writes into inputs and outputs, as in `export`.
 
     Raises:
         InputError: the model does not run on the example inputs, or a dimension asked for cannot be dynamic.
         ExportError: the model cannot be traced, its trace computes something else than the model, it calls
             operators of another package, or the file cannot be written.
     """
+    if state not in (None, "inputs"):
+        raise InputError(f"state {state!r} must be 'inputs' or None")
     example_inputs = own_inputs(example_inputs)
     with bare(model) as model, evaluation(model), unchanged(model), replacing(path) as target:
         live, example = prepared(model, example_inputs)
+        if state == "inputs":
+            live, example = with_state(live, example)
         inputs = example_inputs if example is None else example
         if dynamic_shapes is None or isinstance(live, LoadedProgram):
             program, truth = _most_dynamic(live, inputs)

@@ -42,7 +42,7 @@ class Snapshot:
         if isinstance(value, Tensor):
             if value.layout is torch.strided and value.device.type != "meta":
                 self._seen.add(id(value))
-                self._versions[id(value)] = value._version
+                self._versions[id(value)] = _version(value)
                 copy = value.detach().clone(memory_format=torch.contiguous_format)
                 self._held.append((path, value, copy))
         elif isinstance(value, dict | list | set | deque):
@@ -57,10 +57,11 @@ class Snapshot:
         """Put back what has changed."""
         for _, value, content in self._held:
             if isinstance(value, Tensor):
-                if value._version != self._versions[id(value)]:
-                    with torch.no_grad():
+                # Not every operator that writes says so: batch_norm writes into running_mean all the same.
+                if not _equal(value, content):
+                    with torch.inference_mode(value.is_inference()), torch.no_grad():
                         value.copy_(content)
-                    self._versions[id(value)] = value._version
+                self._versions[id(value)] = _version(value)
             elif isinstance(value, dict):
                 for key in [key for key in value if key not in content]:
                     del value[key]
@@ -75,12 +76,30 @@ class Snapshot:
         found: dict[str, None] = {}
         for path, value, content in self._held:
             if isinstance(value, Tensor):
-                if value._version != self._versions[id(value)] and not _equal(value, content):
+                if not _equal(value, content):
                     found[path] = None
             elif isinstance(value, dict):
                 for key in [*content, *(key for key in value if key not in content)]:
                     before, now = content.get(key, _MISSING), value.get(key, _MISSING)
                     if before is not now and not _equal(copies.get(id(before), before), now):
+                        found[_join(path, key)] = None
+            elif not _same_items(value, content):
+                found[path] = None
+        return list(found)
+
+
+    def written(self) -> list[str]:
+        """Dotted names of what was written into, also where the values are the same as before."""
+        found: dict[str, None] = {}
+        for path, value, content in self._held:
+            if isinstance(value, Tensor):
+                if _version(value) != self._versions[id(value)] or not _equal(value, content):
+                    found[path] = None
+            elif isinstance(value, dict):
+                for key in [*content, *(key for key in value if key not in content)]:
+                    before, now = content.get(key, _MISSING), value.get(key, _MISSING)
+                    both = isinstance(before, Tensor) or isinstance(now, Tensor)
+                    if before is not now and (both or not _equal(before, now)):
                         found[_join(path, key)] = None
             elif not _same_items(value, content):
                 found[path] = None
@@ -143,6 +162,11 @@ def _written_by(node: torch.fx.Node) -> list[torch.fx.Node]:
         and argument.alias_info.is_write
         and isinstance(value, torch.fx.Node)
     ]
+
+
+def _version(value: Tensor) -> int:
+    """How often a tensor was written into, as far as torch counts it."""
+    return 0 if value.is_inference() else value._version
 
 
 def _join(path: str, key: Any) -> str:

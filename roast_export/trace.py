@@ -19,10 +19,11 @@ from roast_export.errors import ExportError, InputError
 from roast_export.modes import checked_lengths, quiet
 from roast_export.modules import virtual_weights
 from roast_export.plain_program import legal_names, name_inputs
-from roast_export.prepare_program import canonical, layer_name, set_name, weight_of
+from roast_export.prepare_program import canonical, forget_unread, layer_name, set_name, weight_of
 from roast_export.program import ROAST_TARGETS, LoadedProgram, call, input_names, lengths_of
 from roast_export.recurrent_shapes import any_length
 from roast_export.state import unchanged
+from roast_export.stateful import StatefulModel, keep_state
 from roast_export.storage import own_program
 from roast_export.subgraphs import parts_of
 from roast_export.untraceable import explain
@@ -69,7 +70,11 @@ def trace(
         return model.program
     made, example = plain(model, inputs)
     if every_dimension:
-        axes = {n: [axis for axis in range(v.dim()) if (n, axis) not in fixed] for n, v in example.items()}
+        state = made.state if isinstance(made, StatefulModel) else {}
+        axes = {
+            n: [axis for axis in range(v.dim()) if (n, axis) not in fixed and n not in state]
+            for n, v in example.items()
+        }
         example = _without_ones(made, example, {name: {0} & set(free) for name, free in axes.items()})
         hints = {name: dict.fromkeys(free, Dim.AUTO) or None for name, free in axes.items()}
         return _held_together(made, example, hints)
@@ -184,7 +189,11 @@ def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any
     program = _exported(model, example, shapes)
     names = {(tuple(w.fields), w.scale): name for name, w in virtual_weights(model).items()}
     with any_length():
-        return own_program(canonical(program, names))
+        program = own_program(canonical(program, names))
+    if isinstance(model, StatefulModel):
+        keep_state(program, model.state)
+        forget_unread(program, [slot.path for slot in model.slots])
+    return program
 
 
 def _exported(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any]) -> ExportedProgram:

@@ -95,7 +95,9 @@ def hold_to_module(model: nn.Module, program: Program, inputs: Inputs) -> Truth:
         truth.probes.append((name, values, found))
         return True
 
-    truth.unvaried, truth.warnings = explore(program, inputs, None, attempt, own_probes(model))
+    truth.unvaried, truth.warnings = explore(
+        program, inputs, None, attempt, own_probes(model, program, inputs)
+    )
     return truth
 
 
