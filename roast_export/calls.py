@@ -27,7 +27,7 @@ import inspect
 import keyword
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from collections.abc import Mapping as Lookup
 from dataclasses import fields, is_dataclass
 from typing import Any

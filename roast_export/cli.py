@@ -25,6 +25,7 @@ from roast_export.cli_options import (
     reported,
     save_report,
     shape_options,
+    state_option,
     unproved_option,
     version_option,
 )
@@ -56,6 +57,7 @@ from roast_export.verify_all import verify_all
 )
 @example_options
 @shape_options
+@state_option
 @click.option("--opset", type=int, help="ONNX opset.")
 @task_option
 @loading_options
@@ -99,6 +101,7 @@ def export_command(
     inputs_file: Path | None,
     dynamic_specs: Sequence[str],
     static_specs: Sequence[str],
+    state: Literal["inputs"] | None,
     opset: int | None,
     task: str | None,
     factory: str | None,
@@ -118,9 +121,10 @@ def export_command(
     """Export MODEL and prove the file equal to PyTorch before it is put in place."""
     if no_verify and (atol is not None or rtol is not None):
         raise InputError("--atol and --rtol are the bounds of the proof; leave them or --no-verify out")
-    own = (to, weights, portable, delegate, no_verify) != ("onnx", "virtual", False, None, False)
+    given = (to, weights, portable, delegate, state, no_verify)
+    own = given != ("onnx", "virtual", False, None, None, False)
     if bundle is not None and own:
-        rest = "--to, --weights, --portable, --delegate, --no-verify"
+        rest = "--to, --weights, --portable, --delegate, --state, --no-verify"
         raise InputError(f"--bundle chooses form and proof itself; leave {rest} out")
     if is_folder(model):
         unused = {
@@ -129,6 +133,7 @@ def export_command(
             "--dynamic": dynamic_specs,
             "--static": static_specs,
             "--bundle": bundle,
+            "--state": state,
         }
         check_options(unused | {"--model": factory, "--facts": facts, "--keep-dense": keep_dense})
         forms: dict[str, Any] = {
@@ -155,7 +160,7 @@ def export_command(
         if bundle is not None:
             reported(lambda: export_bundle(loaded, output, bundle, **common), model, report_path)
             return
-        common |= {"portable": portable, "delegate": delegate, "verify": not no_verify}
+        common |= {"portable": portable, "delegate": delegate, "verify": not no_verify, "state": state}
         reported(
             lambda: export(loaded, output, to=to, weights=weights, **common),
             model,
@@ -250,6 +255,7 @@ def inspect_command(
     "-o", "--output", type=click.Path(path_type=Path), help="Compressed archive.  [default: *.roast.pt]"
 )
 @example_options
+@state_option
 @task_option
 @loading_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the hashes.")
@@ -275,6 +281,7 @@ def compress_command(
     output: Path | None,
     specs: Sequence[str],
     inputs_file: Path | None,
+    state: Literal["inputs"] | None,
     task: str | None,
     factory: str | None,
     trust: bool,
@@ -305,7 +312,7 @@ def compress_command(
     }
     if is_folder(model):
         unused = {"--input": specs, "--inputs": inputs_file, "--model": factory, "--facts": facts}
-        check_options(unused | {"--keep-dense": keep_dense})
+        check_options(unused | {"--keep-dense": keep_dense, "--state": state})
         compress_into(model, output, ratio, task, trust, **options)
         return
     if output is not None:
@@ -323,5 +330,5 @@ def compress_command(
         return
     output = output or Path(f"{model.stem}.roast.pt")
     check_output(output, model)
-    save(compressed, output, examples)
+    save(compressed, output, examples, state=state)
     click.echo(f"wrote {output}, {output.stat().st_size:,} bytes")

@@ -92,6 +92,11 @@ unproved_option = click.option(
     is_flag=True,
     help="Accept a dynamic dimension that the model runs at one length of; the report tells it.",
 )
+state_option = click.option(
+    "--state",
+    type=click.Choice(["inputs"]),
+    help="Make what forward writes into (caches, counters, running means) inputs and outputs.",
+)
 shape_options = together(
     click.option(
         "--dynamic",

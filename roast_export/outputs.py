@@ -12,6 +12,7 @@ from roast_export.errors import RoastError
 from roast_export.program import Dims, flat_inputs
 from roast_export.report import Check, Report
 from roast_export.runtimes import Run, Runtime
+from roast_export.sequence import row_checks, row_of
 from roast_export.subject import Subject
 
 
@@ -30,9 +31,10 @@ def output_checks(subject: Subject, usable: list[Runtime], report: Report, tell:
         checks.append(failed("file", "output", "dynamic lengths", "", RoastError(unproved(found.unvaried))))
     elif found.unvaried:
         report.warnings.append(f"Not proved at any other length: {', '.join(found.unvaried)}.")
+    row = row_of(subject, cases)
     for number, runtime in enumerate(usable):
         tell(f"outputs in {runtime.name}", number, len(usable))
-        checks += _runtime_checks(subject, runtime, cases, report, tell)
+        checks += _runtime_checks(subject, runtime, cases, row, report, tell)
     tell("outputs", 1, 1)
     return checks
 
@@ -49,7 +51,7 @@ def _in_pairs(subject: Subject, cases: list[Case]) -> list[str]:
 
 
 def _runtime_checks(
-    subject: Subject, runtime: Runtime, cases: list[Case], report: Report, tell: Tell
+    subject: Subject, runtime: Runtime, cases: list[Case], row: list[Case], report: Report, tell: Tell
 ) -> list[Check]:
     try:
         run = runtime.open(str(subject.file.path))
@@ -65,6 +67,8 @@ def _runtime_checks(
         checks += found
         if any(not check.passed for check in found):
             return checks + subject.file.first_difference(subject, runtime, case)
+    if runtime.name not in report.skipped:
+        checks += row_checks(subject, runtime.name, run, row)
     return checks
 
 

@@ -93,10 +93,18 @@ def unused_layers(program: Any) -> list[str]:
     return list((program.graph_module.meta.get("custom") or {}).get(_UNUSED, []))
 
 
-def forget_unread(program: ExportedProgram, names: list[str]) -> None:
-    """Take the buffers of these names that no node reads out of a program."""
+def forget_replaced(program: ExportedProgram, names: list[str]) -> None:
+    """Take buffers of these names, which inputs have replaced, out of a program.
+
+    torch.export sees a forward assign to them, and so writes the new values into the buffers all the same.
+    """
     stored = {spec.arg.name for spec in program.graph_signature.input_specs if spec.target in names}
-    _forget(program, [n for n in program.graph.nodes if n.name in stored and not n.users])
+    replaced = [node for node in program.graph.nodes if node.name in stored]
+    for node in replaced:
+        for user in list(node.users):
+            if user.target is torch.ops.aten.copy_.default and user.args[0] is node and not user.users:
+                program.graph.erase_node(user)
+    _forget(program, [node for node in replaced if not node.users])
 
 
 def layer_name(node: Node) -> str:

@@ -87,7 +87,6 @@ class Snapshot:
                 found[path] = None
         return list(found)
 
-
     def written(self) -> list[str]:
         """Dotted names of what was written into, also where the values are the same as before."""
         found: dict[str, None] = {}

@@ -135,7 +135,10 @@ def with_state(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
             ) from error
         after = {path: _at(model, path) for path in snapshot.written()}
     if not after:
-        raise InputError("forward writes into no buffer, so there is no state; leave --state (state=) out")
+        raise InputError(
+            "forward writes into no buffer in evaluation mode (eval()), which is what a file computes; leave "
+            "--state (state=) out"
+        )
     outputs = leaf_names(found[0], model.names)
     slots, unfit = _slots(model, after, [*model.names, *outputs])
     if not slots:

@@ -39,12 +39,14 @@ from roast_export.onnx_bilinear import bilinear
 from roast_export.onnx_dtypes import refuse_bfloat16, refuse_complex_inputs
 from roast_export.onnx_exact import exact_rewrites
 from roast_export.onnx_lookup import is_narrow
+from roast_export.onnx_norms import norms
 from roast_export.onnx_pooling import pooling
 from roast_export.onnx_recurrent import recurrent, refuse_projections
 from roast_export.onnx_steps import steps
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
 from roast_export.ranges import RANGES, named_ranges
 from roast_export.recurrent_shapes import any_length
+from roast_export.stateful import STATE, state_of
 
 DEFAULT_OPSET = 20
 OPSETS = range(onnx_ops.LOWEST_OPSET, 24)
@@ -172,6 +174,7 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
         torch.ops.roast.linear.default: linear,
         **activations(standard),
         **attention(standard),
+        **norms(standard),
         **pooling(standard),
         # Where the library is not, a weight that is expanded once a run is better than at every step.
         **(recurrent(standard) if options.portable else steps(standard) | bilinear(standard)),
@@ -380,6 +383,10 @@ def _metadata(program: ExportedProgram, options: OnnxOptions) -> dict[str, str]:
     ranges = named_ranges(program, options.dim_names)
     if ranges:
         found[RANGES] = json.dumps(ranges)
+    state = state_of(program)
+    if state:
+        spelled = {options.input_names.get(name, name): output for name, output in state.items()}
+        found[STATE] = json.dumps(spelled)
     layers = layers_of(program)
     found["roast.int64"] = "constants" if _is_narrow(layers) else "required"
     names = array_names(layers)

@@ -19,7 +19,7 @@ from roast_export.errors import ExportError, InputError
 from roast_export.modes import checked_lengths, quiet
 from roast_export.modules import virtual_weights
 from roast_export.plain_program import legal_names, name_inputs
-from roast_export.prepare_program import canonical, forget_unread, layer_name, set_name, weight_of
+from roast_export.prepare_program import canonical, forget_replaced, layer_name, set_name, weight_of
 from roast_export.program import ROAST_TARGETS, LoadedProgram, call, input_names, lengths_of
 from roast_export.recurrent_shapes import any_length
 from roast_export.state import unchanged
@@ -192,7 +192,7 @@ def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any
         program = own_program(canonical(program, names))
     if isinstance(model, StatefulModel):
         keep_state(program, model.state)
-        forget_unread(program, [slot.path for slot in model.slots])
+        forget_replaced(program, [slot.path for slot in model.slots])
     return program
 
 

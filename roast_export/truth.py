@@ -30,12 +30,18 @@ from roast_export.program import (
     output_names,
 )
 from roast_export.state import Snapshot, written_buffers
+from roast_export.stateful import StatefulModel, calls_in_a_row, state_of
 
 ROUNDINGS = 64
 """Roundings of an output's largest value by which module and trace may differ: fused operators add in
 other orders. Measured: at most 9, over nn.TransformerEncoder's fused path."""
 
 Outputs = list[Any]
+
+USE_STATE = (
+    "--state inputs (state='inputs') makes each an input and an output, which the caller hands from one call "
+    "to the next"
+)
 
 
 @dataclass
@@ -78,6 +84,7 @@ def hold_to_module(model: nn.Module, program: Program, inputs: Inputs) -> Truth:
     expected = run.module(example)
     _refuse_state(run, example)
     _refuse_changes(run, example, expected)
+    _hold_row(run, example)
 
     def attempt(name: str, values: dict[str, Tensor]) -> bool:
         try:
@@ -101,6 +108,29 @@ def hold_to_module(model: nn.Module, program: Program, inputs: Inputs) -> Truth:
     return truth
 
 
+def _hold_row(run: _Runs, example: dict[str, Tensor]) -> None:
+    """Compare calls of the module in a row, which keeps its state itself, with the trace's.
+
+    Raises:
+        ExportError: they differ, so that what the module keeps is not all among the inputs.
+    """
+    if not isinstance(run.model, StatefulModel):
+        return
+    try:
+        for name, values in calls_in_a_row(run.graph, run.program, example):
+            with arithmetic(run.program), torch.no_grad():
+                own = list(run.model.step([values[n] for n in run.model.names]).values())
+            difference = run.difference(name, own, values)
+            if difference is not None:
+                raise ExportError(
+                    f"the module's {name} differs from its trace, which gets {_listed('state', run.state)} "
+                    f"as input: {difference}; forward keeps something else between calls, or writes into one "
+                    "tensor through another: make it a buffer with memory of its own"
+                )
+    finally:
+        run.restore()
+
+
 def _other_lengths(values: dict[str, Tensor], example: dict[str, Tensor]) -> bool:
     """Whether a probe has other lengths than the example."""
     return any(
@@ -116,6 +146,7 @@ class _Runs:
         self.graph = program.module(check_guards=False)
         self._model_state, self._graph_state = Snapshot(model), Snapshot(self.graph)
         self.names = output_names(program)
+        self.state = list(state_of(program))
 
     def module(self, values: dict[str, Tensor], *, restore: bool = True) -> Outputs:
         """The module's outputs. Raises InputError if it does not run on the values."""
@@ -192,7 +223,7 @@ def _refuse_state(run: _Runs, example: dict[str, Tensor]) -> None:
     if written:
         raise ExportError(
             f"the model writes into {_listed('buffer', written)} in forward, and an output depends on it; "
-            "an exported file keeps nothing between calls"
+            f"an exported file keeps nothing between calls: {USE_STATE}"
         )
 
 
@@ -214,9 +245,13 @@ def _refuse_changes(run: _Runs, example: dict[str, Tensor], expected: Outputs) -
             "random tensor an input"
         )
     elif changed:
-        cause = (
-            f"forward keeps {_listed('attribute', changed)} from one call for the next; make it an argument "
-            "and an output of forward, or a buffer (register_buffer)"
+        unfit = run.model.unfit if isinstance(run.model, StatefulModel) else {}
+        reasons = [unfit[name] for name in changed if name in unfit]
+        cause = f"forward keeps {_listed('attribute', changed)} from one call for the next; " + (
+            reasons[0]
+            if reasons
+            else "make it an argument and an output of forward, or a buffer (register_buffer), which "
+            "--state inputs (state='inputs') makes an input and an output of the file"
         )
     else:
         cause = "forward reads a clock or another source outside; pass what it reads as an input"

@@ -6,6 +6,7 @@ within a bound that is measured (bounds.py), because runtimes add in other order
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import zipfile
@@ -53,6 +54,7 @@ from roast_export.script_code import script_runs_code
 from roast_export.script_file import open_script_file
 from roast_export.source import source_of
 from roast_export.state import unchanged
+from roast_export.stateful import with_state
 from roast_export.storage import own_inputs
 from roast_export.subject import Subject
 from roast_export.trace import prepared, trace
@@ -95,7 +97,7 @@ def verify(
     file = open_artifact(Path(path), trust=trust)
     example_inputs = own_inputs(example_inputs)
     with bare(model) as model, evaluation(model), unchanged(model):
-        model, example_inputs = prepared(model, example_inputs)
+        model, example_inputs = prepared_for(file, model, example_inputs)
         program, example_inputs = program_for(file, model, example_inputs, {})
         return prove(
             model, program, file, example_inputs, runtimes, atol, rtol, progress, require, allow_unproved
@@ -149,6 +151,17 @@ def complete(file: Artifact, program: Program, inputs: Inputs) -> None:
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(8)
+
+
+def prepared_for(
+    file: Artifact, model: nn.Module, example_inputs: Inputs | None
+) -> tuple[nn.Module, Inputs | None]:
+    """The model as `prepared` makes it, with its state among its inputs where the file has it so."""
+    live, example = prepared(model, example_inputs)
+    if isinstance(live, PlainModel) and set(file.inputs) - set(live.names):
+        with contextlib.suppress(RoastError):
+            return with_state(live, example)
+    return live, example
 
 
 def program_for(

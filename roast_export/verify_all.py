@@ -13,8 +13,7 @@ from roast_export.errors import InputError
 from roast_export.matrix import Matrix
 from roast_export.program import Inputs, Program, evaluation
 from roast_export.state import unchanged
-from roast_export.trace import prepared
-from roast_export.verify import Progress, open_artifact, program_for, prove
+from roast_export.verify import Progress, open_artifact, prepared_for, program_for, prove
 from roast_export.wrappers import bare
 
 
@@ -54,7 +53,7 @@ def verify_all(
         # What no file takes is left to the matrix.
         needed = [runtime for runtime in require if runtime in known]
         with showing() as progress, bare(model) as model, evaluation(model), unchanged(model):
-            live, example = prepared(model, example_inputs)
+            live, example = prepared_for(file, model, example_inputs)
             program, inputs = program_for(file, live, example, programs)
             report = prove(
                 live, program, file, inputs, runtimes, atol, rtol, progress, needed, allow_unproved
