@@ -15,6 +15,7 @@ from roast_export import to_executorch, to_ort, to_web
 from roast_export.artifact import Artifact
 from roast_export.calls import PlainModel, facts_of
 from roast_export.compare import limits_of
+from roast_export.contexts import tell_training
 from roast_export.dimensions import EVERY_OTHER, dim_names, flat_shapes
 from roast_export.errors import InputError, VerificationError
 from roast_export.files import replacing
@@ -115,11 +116,13 @@ def export(
     limits_of(atol, rtol)
     tell = progress or (lambda step, done, total: None)
     example_inputs = own_inputs(example_inputs)
+    training = model.training
     with bare(model) as model, evaluation(model), unchanged(model), replacing(path) as target:
         tell("trace", 0, 1)
         model, example_inputs = prepared(model, example_inputs)
         if state == "inputs":
             model, example_inputs = with_state(model, example_inputs)
+        tell_training(model, example_inputs, training)
         if isinstance(model, PlainModel):
             dynamic_shapes = flat_shapes(model, dynamic_shapes)
         names = dim_names(dynamic_shapes)

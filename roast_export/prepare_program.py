@@ -93,7 +93,7 @@ def unused_layers(program: Any) -> list[str]:
     return list((program.graph_module.meta.get("custom") or {}).get(_UNUSED, []))
 
 
-def forget_replaced(program: ExportedProgram, names: list[str]) -> None:
+def forget_replaced(program: ExportedProgram, names: set[str]) -> None:
     """Take buffers of these names, which inputs have replaced, out of a program.
 
     torch.export sees a forward assign to them, and so writes the new values into the buffers all the same.

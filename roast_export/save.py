@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from roast_export.archive import ARCHIVE_NOTE, runs_code
 from roast_export.calls import PlainModel, facts_of
 from roast_export.cases import unproved
+from roast_export.contexts import tell_training
 from roast_export.dimensions import flat_shapes
 from roast_export.errors import ExportError, InputError
 from roast_export.files import replacing
@@ -62,10 +63,12 @@ def save(
     if state not in (None, "inputs"):
         raise InputError(f"state {state!r} must be 'inputs' or None")
     example_inputs = own_inputs(example_inputs)
+    training = model.training
     with bare(model) as model, evaluation(model), unchanged(model), replacing(path) as target:
         live, example = prepared(model, example_inputs)
         if state == "inputs":
             live, example = with_state(live, example)
+        tell_training(live, example, training)
         inputs = example_inputs if example is None else example
         if dynamic_shapes is None or isinstance(live, LoadedProgram):
             program, truth = _most_dynamic(live, inputs)
@@ -147,8 +150,9 @@ def _traced(live: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, set[tuple
 
 
 def _goldens(live: nn.Module, truth: Truth) -> list[Golden]:
-    """What the module gave, other lengths first; an archive that is saved anew keeps what it had."""
+    """What the module gave: calls in a row first, then other lengths. An archive keeps what it had."""
     if isinstance(live, LoadedProgram):
         return live.goldens
-    ordered = sorted(truth.probes, key=lambda probe: not probe[0].startswith("random"))
+    first = {name: place for place, name in enumerate(("call", "random"))}
+    ordered = sorted(truth.probes, key=lambda probe: first.get(probe[0].partition(" ")[0], len(first)))
     return chosen([golden(name, values, outputs) for name, values, outputs in ordered])

@@ -58,7 +58,7 @@ class Snapshot:
         for _, value, content in self._held:
             if isinstance(value, Tensor):
                 # Not every operator that writes says so: batch_norm writes into running_mean all the same.
-                if not _equal(value, content):
+                if not same(value, content):
                     with torch.inference_mode(value.is_inference()), torch.no_grad():
                         value.copy_(content)
                 self._versions[id(value)] = _version(value)
@@ -76,12 +76,12 @@ class Snapshot:
         found: dict[str, None] = {}
         for path, value, content in self._held:
             if isinstance(value, Tensor):
-                if not _equal(value, content):
+                if not same(value, content):
                     found[path] = None
             elif isinstance(value, dict):
                 for key in [*content, *(key for key in value if key not in content)]:
                     before, now = content.get(key, _MISSING), value.get(key, _MISSING)
-                    if before is not now and not _equal(copies.get(id(before), before), now):
+                    if before is not now and not same(copies.get(id(before), before), now):
                         found[_join(path, key)] = None
             elif not _same_items(value, content):
                 found[path] = None
@@ -92,13 +92,13 @@ class Snapshot:
         found: dict[str, None] = {}
         for path, value, content in self._held:
             if isinstance(value, Tensor):
-                if _version(value) != self._versions[id(value)] or not _equal(value, content):
+                if _version(value) != self._versions[id(value)] or not same(value, content):
                     found[path] = None
             elif isinstance(value, dict):
                 for key in [*content, *(key for key in value if key not in content)]:
                     before, now = content.get(key, _MISSING), value.get(key, _MISSING)
                     both = isinstance(before, Tensor) or isinstance(now, Tensor)
-                    if before is not now and (both or not _equal(before, now)):
+                    if before is not now and (both or not same(before, now)):
                         found[_join(path, key)] = None
             elif not _same_items(value, content):
                 found[path] = None
@@ -120,9 +120,13 @@ def written_buffers(model: nn.Module, changed: list[str], program: Any) -> list[
 
     A buffer that is written and never read (a counter of calls) does not reach any output.
     """
-    buffers = dict(model.named_buffers())
+    buffers = dict(model.named_buffers(remove_duplicate=False))
     names = [name for name in changed if name in buffers]
-    return [name for name in names if not isinstance(program, ExportedProgram) or _is_read(program, name)]
+    if not isinstance(program, ExportedProgram):
+        return names
+    # A trace knows a buffer that two modules share by one of its names.
+    alike = {name: [other for other, value in buffers.items() if value is buffers[name]] for name in names}
+    return [name for name in names if any(_is_read(program, other) for other in alike[name])]
 
 
 def _is_read(program: ExportedProgram, buffer: str) -> bool:
@@ -141,6 +145,8 @@ def _is_read(program: ExportedProgram, buffer: str) -> bool:
     while pending:
         node = pending.pop()
         for user in node.users:
+            if _only_updates(user, node):
+                continue
             if user.op == "output" and node.name in stores:
                 continue
             if user.op == "output" or any(target not in seen for target in _written_by(user)):
@@ -149,6 +155,16 @@ def _is_read(program: ExportedProgram, buffer: str) -> bool:
                 seen.add(user)
                 pending.append(user)
     return False
+
+
+def _only_updates(user: torch.fx.Node, node: torch.fx.Node) -> bool:
+    """Whether an operator writes into a tensor and computes nothing else with it.
+
+    That is what batch normalisation by the statistics of the batch does with the running ones.
+    """
+    return (
+        user.target is torch.ops.aten.batch_norm.default and user.args[5] is True and node in user.args[3:5]
+    )
 
 
 def _written_by(node: torch.fx.Node) -> list[torch.fx.Node]:
@@ -180,7 +196,8 @@ def _same_items(a: Any, b: Any) -> bool:
     return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
-def _equal(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are equal; of tensors also shape and dtype, and NaN equals NaN."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.shape != b.shape or a.dtype != b.dtype:
             return False

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from roast_export.calls import PlainModel, free_name, run
 from roast_export.errors import ExportError, InputError
 from roast_export.program import LoadedProgram, Program, call, leaf_names, output_names
-from roast_export.state import Snapshot, unchanged
+from roast_export.state import Snapshot, same, unchanged
 
 CALLS = 3
 """Calls in a row that a proof runs."""
@@ -41,19 +41,19 @@ class Slot:
     """Dotted name in the model."""
     input: str
     output: str
-    places: tuple[tuple[nn.Module, str], ...]
-    """Modules that hold it, with its name in each."""
+    places: tuple[tuple[str, nn.Module, str], ...]
+    """Every dotted name of it, the module that holds it there, and its name in that module."""
 
     @property
     def value(self) -> Tensor:
-        module, name = self.places[0]
+        _, module, name = self.places[0]
         found = getattr(module, name)
         if not isinstance(found, Tensor):
             raise ExportError(f"forward puts {type(found).__name__} in the place of the tensor {self.path}")
         return found
 
     def put(self, value: Tensor) -> None:
-        for module, name in self.places:
+        for _, module, name in self.places:
             held = module._buffers if name in module._buffers else module.__dict__
             held[name] = value
 
@@ -62,37 +62,49 @@ class StatefulModel(PlainModel):
     """A model whose state is among its inputs and outputs. Its outputs are one dict, by name."""
 
     def __init__(
-        self, model: PlainModel, slots: Sequence[Slot], outputs: Sequence[str], unfit: dict[str, str]
+        self,
+        model: PlainModel,
+        slots: Sequence[Slot],
+        passed: dict[str, str],
+        outputs: Sequence[str],
+        unfit: dict[str, str],
     ) -> None:
-        """unfit: what else forward writes into, with the reason why it is no input."""
+        """passed: inputs that forward writes into, with the output of each that holds what it wrote.
+
+        outputs: names of all outputs: the model's own, those of `passed`, those of `slots`.
+        unfit: what else forward writes into, with the reason why it is no input.
+        """
         names = [*model.names, *(slot.input for slot in slots)]
         super().__init__(
             model.__dict__["original"],
             model.template,
             names,
-            [*model.facts, *map(_told, slots)],
+            [*model.facts, *map(_told, slots), *(_told_of_input(*pair) for pair in passed.items())],
             model.positional,
         )
-        self.slots, self.outputs, self.unfit = list(slots), list(outputs), dict(unfit)
+        self.slots, self.passed, self.outputs, self.unfit = list(slots), passed, list(outputs), unfit
 
     @property
     def state(self) -> dict[str, str]:
         """The output that holds the new value of each input."""
-        return {slot.input: slot.output for slot in self.slots}
+        return {**self.passed, **{slot.input: slot.output for slot in self.slots}}
 
     def call(self, tensors: Sequence[Tensor]) -> Any:
         self.check_ties(tensors)
         n = len(tensors) - len(self.slots)
         with self._holding([tensor.clone() for tensor in tensors[n:]]):
-            found = self.own_outputs(tensors[:n])
-            after = [slot.value.clone() for slot in self.slots]
-        return dict(zip(self.outputs, [*pytree.tree_leaves(found), *after], strict=True))
+            return self.step(tensors)
 
     def step(self, tensors: Sequence[Tensor]) -> Tensors:
         """One call of the model as it is, which keeps its state: outputs and the new state by name."""
-        found = self.own_outputs([tensor.clone() for tensor in tensors[: len(tensors) - len(self.slots)]])
-        leaves = [*pytree.tree_leaves(found), *(slot.value for slot in self.slots)]
-        return {name: leaf.clone() for name, leaf in zip(self.outputs, leaves, strict=True)}
+        n = len(tensors) - len(self.slots)
+        given = {
+            name: tensor.clone() if name in self.passed else tensor
+            for name, tensor in zip(self.names[:n], tensors[:n], strict=True)
+        }
+        own = pytree.tree_leaves(self.own_outputs(list(given.values())))
+        after = [*(given[name] for name in self.passed), *(slot.value for slot in self.slots)]
+        return dict(zip(self.outputs, [*own, *(value.clone() for value in after)], strict=True))
 
     @contextmanager
     def _holding(self, values: Sequence[Tensor]) -> Iterator[None]:
@@ -122,32 +134,32 @@ def with_state(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
             "an archive holds a trace, whose state cannot become an input any more; save the module anew "
             "with save(..., state='inputs')"
         )
-    values = list(inputs.values())
     with unchanged(model):
         snapshot = Snapshot(model)
-        found = [run(model, (), dict(zip(model.names, map(torch.clone, values), strict=True)))]
+        given = {name: value.clone() for name, value in inputs.items()}
+        found = run(model, (), given)
         try:
-            found.append(run(model, (), dict(zip(model.names, map(torch.clone, values), strict=True))))
+            run(model, (), {name: value.clone() for name, value in inputs.items()})
         except InputError as error:
             raise InputError(
                 f"a second call in a row with the same inputs fails ({error}), so that nothing of the state "
                 "could be proved; give an example with which the model can be called twice"
             ) from error
         after = {path: _at(model, path) for path in snapshot.written()}
-    if not after:
+    taken = [*model.names, *leaf_names(found, model.names)]
+    slots, unfit = _slots(model, after, taken)
+    taken += [name for slot in slots for name in (slot.input, slot.output)]
+    passed = {name: free_name(f"{name}_out", taken) for name, v in inputs.items() if not same(v, given[name])}
+    if unfit and not slots and not passed:
+        raise ExportError(f"the state of the model cannot become an input: {next(iter(unfit.values()))}")
+    if not slots and not passed:
         raise InputError(
             "forward writes into no buffer in evaluation mode (eval()), which is what a file computes; leave "
             "--state (state=) out"
         )
-    outputs = leaf_names(found[0], model.names)
-    slots, unfit = _slots(model, after, [*model.names, *outputs])
-    if not slots:
-        raise ExportError(f"the state of the model cannot become an input: {next(iter(unfit.values()))}")
-    named = [*outputs, *(slot.output for slot in slots)]
-    return StatefulModel(model, slots, named, unfit), {
-        **inputs,
-        **{slot.input: slot.value.detach().clone() for slot in slots},
-    }
+    outputs = [*leaf_names(found, model.names), *passed.values(), *(slot.output for slot in slots)]
+    made = StatefulModel(model, slots, passed, outputs, unfit)
+    return made, {**inputs, **{slot.input: slot.value.detach().clone() for slot in slots}}
 
 
 def state_of(program: Program) -> dict[str, str]:
@@ -201,8 +213,8 @@ def _slots(
     for path, now in after.items():
         before = _at(model, path)
         places = tuple(
-            (module, name)
-            for module in model.__dict__["original"].modules()
+            (f"{prefix}.{name}".lstrip("."), module, name)
+            for prefix, module in model.__dict__["original"].named_modules()
             for name, value in [*module._buffers.items(), *vars(module).items()]
             if value is before and isinstance(value, Tensor)
         )
@@ -272,6 +284,10 @@ def _told(slot: Slot) -> str:
         f"The state {slot.path} is the input {slot.input} and the output {slot.output}: give the first call "
         f"{first}, and each later call the output of the one before."
     )
+
+
+def _told_of_input(name: str, output: str) -> str:
+    return f"Forward writes into the input {name}; the output {output} is what it holds after the call."
 
 
 def _kind(value: Tensor) -> str:

@@ -192,7 +192,7 @@ def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any
         program = own_program(canonical(program, names))
     if isinstance(model, StatefulModel):
         keep_state(program, model.state)
-        forget_replaced(program, [slot.path for slot in model.slots])
+        forget_replaced(program, {name for slot in model.slots for name, _, _ in slot.places})
     return program
 
 

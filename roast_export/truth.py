@@ -6,37 +6,29 @@ roundings, or the trace has frozen something: a branch, a random number, a lengt
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from roast_export.cases import EXAMPLE, Unvaried, arithmetic, explore, own_probes
+from roast_export.contexts import refuse_modes, written_inputs
 from roast_export.errors import ExportError, InputError
+from roast_export.module_runs import Difference, Outputs, Runs, difference_of, listed, outputs_of, seeded
 from roast_export.program import (
     Inputs,
     LoadedProgram,
     Program,
-    call,
     flat_inputs,
-    output_names,
+    input_names,
 )
 from roast_export.state import Snapshot, written_buffers
-from roast_export.stateful import StatefulModel, calls_in_a_row, state_of
-
-ROUNDINGS = 64
-"""Roundings of an output's largest value by which module and trace may differ: fused operators add in
-other orders. Measured: at most 9, over nn.TransformerEncoder's fused path."""
-
-Outputs = list[Any]
+from roast_export.stateful import StatefulModel, calls_in_a_row
 
 USE_STATE = (
     "--state inputs (state='inputs') makes each an input and an output, which the caller hands from one call "
@@ -55,21 +47,6 @@ class Truth:
     warnings: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Where an output of the module and of its trace differ most."""
-
-    output: str
-    probe: str
-    amount: float
-    scale: float
-    ran: bool = True
-    """Whether the trace ran at all."""
-
-    def __str__(self) -> str:
-        return f"output {self.output!r} differs by {self.amount:.3g} (largest value {self.scale:.3g})"
-
-
 def hold_to_module(model: nn.Module, program: Program, inputs: Inputs) -> Truth:
     """Compare a live module with its trace on other inputs; what the module gave is in the answer.
 
@@ -77,13 +54,17 @@ def hold_to_module(model: nn.Module, program: Program, inputs: Inputs) -> Truth:
         ExportError: they differ; the message names the output, by how much, the cause and the next step.
     """
     truth = Truth()
-    if isinstance(model, LoadedProgram) or not isinstance(program, ExportedProgram):
+    if isinstance(model, LoadedProgram):
+        _refuse_stored_state(model)
         return truth
-    run = _Runs(model, program)
+    if not isinstance(program, ExportedProgram):
+        return truth
+    run = Runs(model, program)
     example = flat_inputs(program, inputs)
     expected = run.module(example)
     _refuse_state(run, example)
     _refuse_changes(run, example, expected)
+    refuse_modes(run, example, expected)
     _hold_row(run, example)
 
     def attempt(name: str, values: dict[str, Tensor]) -> bool:
@@ -105,10 +86,12 @@ def hold_to_module(model: nn.Module, program: Program, inputs: Inputs) -> Truth:
     truth.unvaried, truth.warnings = explore(
         program, inputs, None, attempt, own_probes(model, program, inputs)
     )
+    _refuse_written(run, list(run.written))
+    truth.warnings += written_inputs(run, example)
     return truth
 
 
-def _hold_row(run: _Runs, example: dict[str, Tensor]) -> None:
+def _hold_row(run: Runs, example: dict[str, Tensor]) -> None:
     """Compare calls of the module in a row, which keeps its state itself, with the trace's.
 
     Raises:
@@ -123,7 +106,7 @@ def _hold_row(run: _Runs, example: dict[str, Tensor]) -> None:
             difference = run.difference(name, own, values)
             if difference is not None:
                 raise ExportError(
-                    f"the module's {name} differs from its trace, which gets {_listed('state', run.state)} "
+                    f"the module's {name} differs from its trace, which gets {listed('state', run.state)} "
                     f"as input: {difference}; forward keeps something else between calls, or writes into one "
                     "tensor through another: make it a buffer with memory of its own"
                 )
@@ -138,96 +121,40 @@ def _other_lengths(values: dict[str, Tensor], example: dict[str, Tensor]) -> boo
     )
 
 
-class _Runs:
-    """A module and its trace, both run from the same state and left in it."""
-
-    def __init__(self, model: nn.Module, program: ExportedProgram) -> None:
-        self.model, self.program = model, program
-        self.graph = program.module(check_guards=False)
-        self._model_state, self._graph_state = Snapshot(model), Snapshot(self.graph)
-        self.names = output_names(program)
-        self.state = list(state_of(program))
-
-    def module(self, values: dict[str, Tensor], *, restore: bool = True) -> Outputs:
-        """The module's outputs. Raises InputError if it does not run on the values."""
-        try:
-            return _outputs(self.model, self.program, values)
-        finally:
-            if restore:
-                self.restore()
-
-    def restore(self) -> None:
-        self._model_state.restore()
-
-    def changed(self) -> list[str]:
-        return self._model_state.changed()
-
-    def difference(self, probe: str, found: Outputs, values: dict[str, Tensor]) -> Difference | None:
-        """Where the trace differs from what the module gave, or None."""
-        try:
-            traced = _outputs(self.graph, self.program, values)
-        except InputError:
-            return Difference("all", probe, float("inf"), 0.0, ran=False)
-        finally:
-            self._graph_state.restore()
-        return _difference(self.names, probe, found, traced)
-
-
-def _outputs(model: nn.Module, program: Program, values: dict[str, Tensor]) -> Outputs:
-    copies = {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
-    with arithmetic(program):
-        leaves = pytree.tree_leaves(call(model, program, copies))
-    return [
-        leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves if leaf is not None
-    ]
-
-
-def _difference(names: list[str], probe: str, expected: Outputs, found: Outputs) -> Difference | None:
-    if len(expected) != len(found):
-        return Difference("all", probe, float("inf"), 0.0)
-    worst: Difference | None = None
-    for place, (a, b) in enumerate(zip(expected, found, strict=True)):
-        name = names[place] if place < len(names) else f"output_{place}"
-        amount, scale = _amount(a, b)
-        if amount > 0 and (worst is None or amount > worst.amount):
-            worst = Difference(name, probe, amount, scale)
-    return worst
-
-
-def _amount(a: Any, b: Any) -> tuple[float, float]:
-    """By how much two values differ beyond rounding, 0 if not, and the largest value."""
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        same = a == b if not (isinstance(a, Tensor) or isinstance(b, Tensor)) else float(a) == float(b)
-        return (0.0 if same else float("inf")), 0.0
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return float("inf"), 0.0
-    if a.numel() == 0:
-        return 0.0, 0.0
-    wide = torch.complex128 if a.is_complex() else torch.float64
-    x, y = a.to(wide), b.to(wide)
-    same = (x == y) | (torch.isnan(x) & torch.isnan(y))
-    gap = torch.where(same, torch.zeros_like(x), x - y).abs().nan_to_num(nan=float("inf"))
-    finite = x[torch.isfinite(x)].abs()
-    scale = float(finite.max()) if finite.numel() else 0.0
-    floats = a.is_floating_point() or a.is_complex()
-    bound = ROUNDINGS * torch.finfo(a.dtype).eps * scale if floats else 0.0
-    amount = float(gap.max())
-    return (amount if amount > bound else 0.0), scale
-
-
-def _refuse_state(run: _Runs, example: dict[str, Tensor]) -> None:
-    """Refuse by name the buffers that are written in forward and read by a later call."""
+def _refuse_state(run: Runs, example: dict[str, Tensor]) -> None:
     run.module(example, restore=False)
     written = written_buffers(run.model, run.changed(), run.program)
     run.restore()
+    _refuse_written(run, written)
+
+
+def _refuse_stored_state(model: LoadedProgram) -> None:
+    """Refuse the trace of an archive that somebody else has written if it keeps state between calls."""
+    example = dict(
+        zip(input_names(model.program), pytree.tree_leaves(model.program.example_inputs), strict=True)
+    )
+    snapshot = Snapshot(model.graph)
+    outputs_of(model, model.program, example)
+    written = written_buffers(model.graph, snapshot.written(), model.program)
+    snapshot.restore()
     if written:
         raise ExportError(
-            f"the model writes into {_listed('buffer', written)} in forward, and an output depends on it; "
+            f"the archive's trace writes into {listed('buffer', written)}, and an output depends on it; an "
+            "exported file keeps nothing between calls: save the module anew with save(..., state='inputs')"
+        )
+
+
+def _refuse_written(run: Runs, changed: list[str]) -> None:
+    """Refuse by name the buffers that are written in forward and read by a later call."""
+    written = written_buffers(run.model, changed, run.program)
+    if written:
+        raise ExportError(
+            f"the model writes into {listed('buffer', written)} in forward, and an output depends on it; "
             f"an exported file keeps nothing between calls: {USE_STATE}"
         )
 
 
-def _refuse_changes(run: _Runs, example: dict[str, Tensor], expected: Outputs) -> None:
+def _refuse_changes(run: Runs, example: dict[str, Tensor], expected: Outputs) -> None:
     """Refuse a model whose outputs change while its inputs do not, with the reason."""
     again = run.module(example, restore=False)
     with _later():
@@ -237,7 +164,7 @@ def _refuse_changes(run: _Runs, example: dict[str, Tensor], expected: Outputs) -
     difference = _same_inputs(run, expected, again) or _same_inputs(run, again, third)
     if difference is None:
         return
-    first, second = (_seeded(lambda: run.module(example)) for _ in range(2))
+    first, second = (seeded(lambda: run.module(example)) for _ in range(2))
     if _same_inputs(run, first, second) is None and _same_inputs(run, first, run.module(example)) is not None:
         cause = (
             "forward draws random numbers (dropout that is left on, torch.rand), and a file can only hold "
@@ -247,7 +174,7 @@ def _refuse_changes(run: _Runs, example: dict[str, Tensor], expected: Outputs) -
     elif changed:
         unfit = run.model.unfit if isinstance(run.model, StatefulModel) else {}
         reasons = [unfit[name] for name in changed if name in unfit]
-        cause = f"forward keeps {_listed('attribute', changed)} from one call for the next; " + (
+        cause = f"forward keeps {listed('attribute', changed)} from one call for the next; " + (
             reasons[0]
             if reasons
             else "make it an argument and an output of forward, or a buffer (register_buffer), which "
@@ -273,25 +200,11 @@ def _later() -> Iterator[None]:
             setattr(time, name, clock)
 
 
-def _same_inputs(run: _Runs, a: Outputs, b: Outputs) -> Difference | None:
-    return _difference(run.names, "example", a, b)
+def _same_inputs(run: Runs, a: Outputs, b: Outputs) -> Difference | None:
+    return difference_of(run.names, "example", a, b)
 
 
-def _seeded(run: Callable[[], Outputs]) -> Outputs:
-    """Run with fixed seeds of every generator of the process, and leave those as they were."""
-    kept = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)
-        try:
-            return run()
-        finally:
-            random.setstate(kept[0])
-            np.random.set_state(kept[1])
-
-
-def _message(run: _Runs, difference: Difference, values: dict[str, Tensor]) -> str:
+def _message(run: Runs, difference: Difference, values: dict[str, Tensor]) -> str:
     return (
         f"the module and its trace differ on the inputs {difference.probe!r}: {difference}; "
         f"{_cause(run, difference, values)}"
@@ -310,16 +223,16 @@ def _slow_attention() -> Iterator[None]:
 
 @contextmanager
 def _exporting() -> Iterator[None]:
-    """torch.compiler answers as it does during an export."""
-    questions = ("is_exporting", "is_compiling", "is_dynamo_compiling")
-    answers = {name: getattr(torch.compiler, name) for name in questions}
-    for name in questions:
-        setattr(torch.compiler, name, lambda: True)
+    """torch.compiler answers as it does during an export, under whatever name forward knows its functions."""
+    flags = ("_is_exporting_flag", "_is_compiling_flag")
+    before = {flag: getattr(torch.compiler, flag) for flag in flags}
+    for flag in flags:
+        setattr(torch.compiler, flag, True)
     try:
         yield
     finally:
-        for name, answer in answers.items():
-            setattr(torch.compiler, name, answer)
+        for flag, value in before.items():
+            setattr(torch.compiler, flag, value)
 
 
 _CAUSES = (
@@ -338,7 +251,7 @@ _CAUSES = (
 """Conditions under which the module agrees with its trace, and what that says."""
 
 
-def _cause(run: _Runs, difference: Difference, values: dict[str, Tensor]) -> str:
+def _cause(run: Runs, difference: Difference, values: dict[str, Tensor]) -> str:
     """The likely cause, found by running the module under other conditions."""
     for condition, cause in _CAUSES:
         try:
@@ -352,8 +265,3 @@ def _cause(run: _Runs, difference: Difference, values: dict[str, Tensor]) -> str
         "forward branches on values or lengths, or reads what the trace has frozen; make the branch "
         "a tensor operation (torch.where, torch.cond), or give an example that takes the branch you need"
     )
-
-
-def _listed(kind: str, names: list[str]) -> str:
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"the {kind}{'s' if len(names) > 1 else ''} {shown}"
