@@ -36,6 +36,7 @@ from roast_export.mapping import VERSION, Element, Mapping, Sign
 from roast_export.onnx_activations import activations
 from roast_export.onnx_attention import attention
 from roast_export.onnx_bilinear import bilinear
+from roast_export.onnx_doubles import doubles
 from roast_export.onnx_dtypes import refuse_bfloat16, refuse_complex_inputs
 from roast_export.onnx_exact import exact_rewrites
 from roast_export.onnx_lookup import is_narrow
@@ -174,6 +175,7 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
         torch.ops.roast.linear.default: linear,
         **activations(standard),
         **attention(standard),
+        **doubles(standard),
         **norms(standard),
         **pooling(standard),
         # Where the library is not, a weight that is expanded once a run is better than at every step.

@@ -64,7 +64,6 @@ def hold_to_module(model: nn.Module, program: Program, inputs: Inputs) -> Truth:
     expected = run.module(example)
     _refuse_state(run, example)
     _refuse_changes(run, example, expected)
-    refuse_modes(run, example, expected)
     _hold_row(run, example)
 
     def attempt(name: str, values: dict[str, Tensor]) -> bool:
@@ -87,6 +86,7 @@ def hold_to_module(model: nn.Module, program: Program, inputs: Inputs) -> Truth:
         program, inputs, None, attempt, own_probes(model, program, inputs)
     )
     _refuse_written(run, list(run.written))
+    refuse_modes(run, example, expected)
     truth.warnings += written_inputs(run, example)
     return truth
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from roast_export import compress, export, load, save
 from roast_export.errors import ExportError
@@ -218,3 +219,80 @@ def test_an_example_that_needs_a_gradient(tmp_path):
     save(made(Two), tmp_path / "m.pt", (X.clone().requires_grad_(), X))
     samples = load(tmp_path / "m.pt").program.example_inputs
     assert not any(value.requires_grad for value in samples[0])
+
+
+class Gradients(Layer):
+    def forward(self, x):
+        return self.a(x) * (2 if torch.is_grad_enabled() else 1)
+
+
+class RequiresGrad(Layer):
+    def forward(self, x):
+        found = self.a(x)
+        return found * 2 if found.requires_grad else found
+
+
+class Inference(Layer):
+    def forward(self, x):
+        return self.a(x) * (2 if torch.is_inference_mode_enabled() else 1)
+
+
+class Compiling(Layer):
+    """Knows the question under a name of its own."""
+
+    def forward(self, x):
+        return self.a(x) * (2 if is_compiling() else 1)
+
+
+MODES = {
+    Gradients: "something else with gradients",
+    RequiresGrad: "something else with gradients",
+    Inference: "something else in torch.inference_mode",
+    Compiling: "asks whether it is being exported or compiled",
+}
+
+
+@pytest.mark.parametrize("kind", MODES)
+def test_a_branch_on_how_the_module_is_called_is_refused(kind, tmp_path):
+    with pytest.raises(ExportError, match=MODES[kind]):
+        save(made(kind), tmp_path / "m.pt", (X,))
+    with pytest.raises(ExportError, match=MODES[kind]):
+        export(made(kind), tmp_path / "m.onnx", example_inputs=(X,))
+
+
+class Scripting(Layer):
+    """Asks what is false for a caller and for the trace alike."""
+
+    def forward(self, x):
+        other = torch.jit.is_scripting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+        return self.a(x) * (2 if other else 1)
+
+
+@pytest.mark.parametrize("to", ["onnx", "torchscript"])
+def test_control_what_no_caller_sees_is_no_ground_of_refusal(to, tmp_path):
+    assert export(made(Scripting), tmp_path / "m.x", to=to, example_inputs=(X,)).passed
+
+
+class InTraining(Layer):
+    def forward(self, x):
+        return self.a(x) * (2 if self.training else 1)
+
+
+def test_a_module_given_in_training_mode_is_told(tmp_path):
+    model = made(InTraining)
+    told = "given in training mode"
+    report = export(model, tmp_path / "m.onnx", example_inputs=(X,), verify=False)
+    assert not any(told in text for text in report.warnings)
+    save(model.train(), tmp_path / "m.pt", (X,))
+    report = export(load(tmp_path / "m.pt"), tmp_path / "m.onnx", verify=False)
+    assert any(told in text for text in report.warnings)
+    assert model.training
+
+
+def test_numbers_in_float64_stay_float64(tmp_path):
+    class Doubles(Layer):
+        def forward(self, x):
+            wide = x.double()
+            return self.a(x), wide * 0.1, wide.clamp(-0.1, 0.3), torch.full((2, 1), 0.1).double() + wide
+
+    assert export(made(Doubles), tmp_path / "m.onnx", example_inputs=(X,)).passed
