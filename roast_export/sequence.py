@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from roast_export.arrays import array_of
 from roast_export.bounds import measured_bounds, proves
 from roast_export.cases import Case
 from roast_export.compare import Array, compare_within, failed
@@ -60,15 +60,15 @@ def _bounded(subject: Subject, row: list[Case], state: dict[str, str]) -> list[C
         return row
     names = output_names(subject.program)
 
-    def in_a_row(values: dict[str, Tensor]) -> list[Array]:
-        found: list[Array] = []
+    def in_a_row(values: dict[str, Tensor]) -> list[Tensor]:
+        found: list[Tensor] = []
         held: dict[str, Tensor] = {}
         for k, case in enumerate(row):
             feeds = {name: values[f"{k} {name}"] for name in case.feeds} | held
             outputs = [
                 x for x in pytree.tree_leaves(call(subject.model, subject.program, feeds)) if x is not None
             ]
-            found += map(array_of, outputs)
+            found += outputs
             held = {name: outputs[names.index(output)] for name, output in state.items()}
         return found
 
@@ -77,7 +77,11 @@ def _bounded(subject: Subject, row: list[Case], state: dict[str, str]) -> list[C
     found = []
     for k, case in enumerate(row):
         bounds = measured[k * len(names) : (k + 1) * len(names)]
-        pairs = zip(bounds, case.expected, strict=True)
-        useful = [b if b.shape == e.shape and (e.size == 0 or proves(b, e)) else None for b, e in pairs]
+        useful = [
+            np.maximum(alone, bound)
+            if alone is not None and y.size and bound.shape == y.shape and proves(bound, y)
+            else None
+            for alone, bound, y in zip(case.bounds, bounds, case.expected, strict=True)
+        ]
         found.append(replace(case, bounds=useful))
     return found
