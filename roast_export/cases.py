@@ -163,6 +163,7 @@ def explore(
 
     if dimensions.symbols:
         dimensions.vary(at_lengths)
+        dimensions.lengthen(at_lengths)
     attempt("random", values.random())
     for name, others in values.others():
         attempt(name, others)

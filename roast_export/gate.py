@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from roast_export import size, torch_ops
 from roast_export.compare import compare_bits
@@ -104,11 +105,13 @@ def dense_check(layers: list[VirtualLayer], tensors: NamedTensors, where: str) -
 
 
 def parameter_checks(subject: Subject) -> Iterator[Check]:
-    """Arrays and kept parameters that the file stores under their own name: equal bits."""
+    """Arrays, kept parameters and buffers that the file stores under their own name: equal bits."""
     names = {new: old for old, new in array_names(subject.layers).items()}
+    # Buffers that a state dict leaves out are among the constants of a trace.
+    known = {**getattr(subject.program, "constants", {}), **subject.program.state_dict}
     for name, actual in subject.file.parameters():
-        stored = subject.program.state_dict.get(names.get(name, name))
-        if stored is not None:
+        stored = known.get(names.get(name, name))
+        if isinstance(stored, Tensor):
             expected = stored.detach().cpu().numpy()
             yield compare_bits("file", name, "stored values", expected, actual)
 

@@ -20,6 +20,9 @@ from roast_export.program import Dims, Program, lengths_of, signature
 WANTED = 3
 """Other lengths of each dimension to run at."""
 
+LONGEST = 1024
+"""The largest upper bound at which a dimension is run; where it is larger, twice the example's length is."""
+
 MOST_TRIED = 60
 """Sets of lengths after which a model that refuses them is left alone."""
 
@@ -140,6 +143,34 @@ class Dimensions:
                         seen[name, axis] |= {shapes[name][axis]} - {self.example[name][axis]}
                 if all(len(lengths) >= WANTED for lengths in [*ran.values(), *seen.values()]):
                     return
+
+    def lengthen(self, attempt: Attempt) -> None:
+        """Run each dimension once beyond the example's length, the longest that the model takes if possible.
+
+        A file may hold what is known of each place, such as token types: only a long input reads the rest.
+        """
+        example = {symbol: item.example for symbol, item in self.symbols.items()}
+        tied: dict[int, list[Any]] = {}
+        for symbol, item in self.symbols.items():
+            if not self._only_batch(symbol):
+                tied.setdefault(item.example, []).append(symbol)
+        for n, group in tied.items():
+            most = min(self.symbols[symbol].most for symbol in group)
+            for length in dict.fromkeys([most if most <= LONGEST else 2 * n, min(2 * n, most)]):
+                chosen = {**example, **dict.fromkeys(group, length)}
+                shapes = self._shapes(chosen)
+                label = ", ".join(f"{self.symbols[s].label}={length}" for s in group)
+                if length <= n or (shapes is not None and attempt(f"long {label}", shapes)):
+                    break
+
+    def _only_batch(self, symbol: Any) -> bool:
+        """Whether it is nothing but the first of several axes."""
+        return all(
+            axis == 0 and len(exprs) > 1
+            for exprs in self.exprs.values()
+            for axis, expr in enumerate(exprs)
+            if isinstance(expr, sympy.Expr) and symbol in expr.free_symbols
+        )
 
     def _plans(self) -> Iterator[tuple[list[list[Any]], bool]]:
         """Groups of symbols that get one length, and whether only one group is varied at a time."""

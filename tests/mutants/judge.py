@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import roast_export
 from roast_export.bounds import output_bounds, proves
@@ -33,8 +33,19 @@ from tests.mutants.mutate import Mutant, mutants
 from tests.zoo.architecture import Architecture, Draw
 from tests.zoo.compare import leaves
 
-FRESH = range(101, 104)
-"""Seeds of fresh inputs; each is drawn at every size of the model."""
+FRESH = ((101, 1.0), (102, 1.0), (103, 4.0))
+"""Seeds of fresh inputs, and the deviation of their floats; each is drawn at every size of the model."""
+
+
+class Scaled(Draw):
+    """Random values as in the zoo, with floats of another deviation."""
+
+    def __init__(self, seed: int, deviation: float) -> None:
+        super().__init__(seed)
+        self.deviation = deviation
+
+    def floats(self, *shape: int) -> Tensor:
+        return super().floats(*shape) * self.deviation
 
 
 @dataclass
@@ -85,9 +96,9 @@ class Judged:
     def _fresh(self) -> Iterator[Fresh]:
         assert isinstance(self.model, LoadedProgram)
         program = self.model.program
-        for seed in FRESH:
+        for seed, deviation in FRESH:
             for size in self.entry.sizes:
-                given = self.entry.inputs(Draw(seed), *size)
+                given = self.entry.inputs(Scaled(seed, deviation), *size)
                 values = leaves(list(given.values()) if isinstance(given, dict) else given)
                 names = list(flat_inputs(program, tuple(values)))
                 feeds = dict(zip(names, values, strict=True))
