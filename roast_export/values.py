@@ -24,6 +24,9 @@ from roast_export.program import ROAST_TARGETS, Program
 
 SEED = 20260
 
+LARGE = 8.0
+"""Deviation of large values, over the example's size or 1: what saturates or is cut off shows only there."""
+
 EMPTY_ROW = "masks with an empty row"
 """The probe in which a mask leaves nothing of one row."""
 
@@ -56,6 +59,8 @@ class Values:
         """Names and values of everything else to try at the example's lengths."""
         yield "edge: zeros, first ids", self._edge(False)
         yield "edge: ones, last ids", self._edge(True)
+        if any(_is_float(value) and name not in self._masks for name, value in self.example.items()):
+            yield "large values", self._large()
         if self._masks:
             yield "masks with padding at the end", self._padded("end")
             yield "masks with padding at the start", self._padded("start")
@@ -89,6 +94,14 @@ class Values:
             else:
                 found[name] = value if rows is None else torch.full_like(value, rows - 1 if last else 0)
         return {**self._others, **found}
+
+    def _large(self) -> Tensors:
+        found = self.random()
+        for name, value in self.example.items():
+            if _is_float(value) and name not in self._masks and value.numel():
+                size = value.abs().double().square().mean().sqrt().nan_to_num(1.0, 1.0, 1.0)
+                found[name] = (found[name] * LARGE * max(1.0, float(size))).to(value.dtype)
+        return found
 
     def _padded(self, side: str) -> Tensors:
         """Random values under masks that leave a part of each row, and ids 0 where the masks have padding."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.zoo.architecture import Architecture, architectures
 
 FROM_ZOO = (
-    "mobilenet_v3", "resnet", "unet", "siamese", "autoencoder", "transformer_encoder", "bert_classifier",
+    "mobilenet_v3", "resnet", "unet", "siamese", "autoencoder", "vit_by_hand", "bert_classifier",
     "gpt2", "top_k_mixture", "dlrm_bags", "lstm_tagger", "attention_lstm", "conv_tasnet", "deep_sets",
 )  # fmt: skip
 
