@@ -53,6 +53,9 @@ FOURIER = frozenset({"_fft_c2c", "_fft_c2r", "_fft_r2c"})
 BOUNDED = frozenset({"sigmoid", "erf", "erfc", "log_sigmoid_forward"})
 """Functions that runtimes compute to within roundings of 1, also where the result is small."""
 
+SATURATING = frozenset({"sigmoid", "erf", "tanh", "_softmax"})
+"""Functions whose result is 1 in one runtime and just below it in another: there 1 is no exact number."""
+
 OF_INPUT = frozenset({"gelu", "silu", "mish", "celu", "elu", "hardswish"})
 """Products of the input and a bounded function: runtimes are off by roundings of the input."""
 
@@ -125,7 +128,8 @@ class Rounding(TorchDispatchMode):
         floor, more = _floor(name, args), _accumulated(name, args)
         if name in TERMS:
             result = self._of_moved_terms(func, args, kwargs or {}, result, TERMS[name], more)
-        return pytree.tree_map_only(Tensor, lambda value: self.moved(value, floor, more), result)
+        moved = pytree.tree_map_only(Tensor, lambda value: self.moved(value, floor, more), result)
+        return self._saturated(result, moved) if name in SATURATING else moved
 
     def _control_flow(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
         """A branch or a loop, with the operators in it moved; of others the results alone are moved."""
@@ -173,6 +177,12 @@ class Rounding(TorchDispatchMode):
         size = value.abs() if isinstance(floor, float) and floor == 0.0 else value.abs().clamp(min=floor)
         moved = (value + noise * size).to(value.dtype)
         return torch.where(_few_digits(value), value, moved) if exact else moved
+
+    def _saturated(self, result: Tensor, moved: Tensor) -> Tensor:
+        """`moved`, which is nowhere beyond 1, and just below where the result is 1."""
+        roundings = HALF_ROUNDINGS if result.dtype.itemsize == 2 else ROUNDINGS
+        below = (result * (1 - self._noise(result, roundings).clamp(min=0))).to(result.dtype)
+        return torch.where(result.abs() == 1, below, moved.clamp(-1, 1))
 
     def _noise(self, value: Tensor, roundings: float) -> Tensor:
         """Random shares of each element, of at most so many roundings of its type."""

@@ -204,3 +204,28 @@ def test_a_model_that_dislikes_some_dimensions_is_saved_with_fewer(tmp_path, cap
         save(made(Disliking), tmp_path / "m.pt", (torch.randn(2, 5, 32),))
     assert "only the first dimension of each input is dynamic" in caplog.text
     assert dynamic_axes(tmp_path / "m.pt") == {"x": [0]}
+
+
+class Placed(Layer):
+    """A table says something of each of 24 places; nothing longer can be looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.randn(24, 32), persistent=False)
+
+    def forward(self, x):
+        return self.a(x) + self.places[: x.shape[1]]
+
+
+@pytest.mark.parametrize(("kind", "longest"), [(Placed, 24), (Tied, 12)])
+def test_a_dimension_is_run_beyond_the_example(kind, longest, tmp_path):
+    """Up to its bound, where a file may hold what only the longest input reads; else at twice the example."""
+    inputs = (torch.randn(2, 6, 32), torch.ones(2, 6))[: 1 if kind is Placed else 2]
+    save(made(kind), tmp_path / "m.pt", inputs)
+    model = load(tmp_path / "m.pt")
+    example = flat_inputs(model.program, inputs)
+    tried = []
+    Dimensions(model.program, example).lengthen(lambda name, shapes: not tried.append((name, shapes)))
+    (name, shapes) = tried[-1]
+    assert name.startswith("long ")
+    assert {shape[1] for shape in shapes.values()} == {longest}
