@@ -11,7 +11,7 @@ from tests.mutants.models import models
 from tests.mutants.mutate import KINDS, mutants
 
 
-@pytest.fixture(scope="module", params=["tiny_outputs", "audio"])
+@pytest.fixture(scope="module", params=["tiny_outputs"])
 def judged(request, tmp_path_factory):
     with verdicts_only():
         yield Judged(models()[request.param], tmp_path_factory.mktemp(request.param))
