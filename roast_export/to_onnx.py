@@ -44,6 +44,7 @@ from roast_export.onnx_norms import norms
 from roast_export.onnx_pooling import pooling
 from roast_export.onnx_recurrent import recurrent, refuse_projections
 from roast_export.onnx_steps import steps
+from roast_export.onnx_uniform import spread_uniform
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
 from roast_export.ranges import RANGES, named_ranges
 from roast_export.recurrent_shapes import any_length
@@ -100,6 +101,7 @@ def to_onnx(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
     _name_arrays(model, layers)
     name_folded(model, program)
     fuse_linear(model)
+    spread_uniform(model, {*program.state_dict, *program.constants, *array_names(layers).values()})
     _number_uses(model)
     _settle_dimensions(model, program, options.dim_names)
     _spell_inputs(model, options.input_names)

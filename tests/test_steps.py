@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx
 import pytest
 import torch
@@ -92,3 +94,23 @@ def test_control_the_proof_sees_another_weight_in_a_product(tmp_path):
     onnx.save(proto, tmp_path / "wrong.onnx")
     report = roast_export.verify(model, tmp_path / "wrong.onnx", example_inputs=PAIRS)
     assert {check.name for check in report.failures if check.kind == "weight"} == {"pair.weight"}
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(32, 32, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]
+
+
+def test_a_start_of_zeros_is_not_stored_for_every_sequence_of_a_batch(tmp_path):
+    sizes = []
+    for batch in (1, 64):
+        proto = exported(Tagger(), (torch.randn(batch, 3, 32),), tmp_path / "m.onnx", verify=batch == 1)
+        sizes.append(proto.ByteSize())
+    assert abs(sizes[1] - sizes[0]) < 512
+    assert not any(
+        math.prod(tensor.dims) >= 64 * 32 for tensor in proto.graph.initializer if "memory" not in tensor.name
+    )
