@@ -51,6 +51,28 @@ def quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+EXPERTS = "batched_mm"
+"""The form of transformers' mixtures of experts that has no operators of its own and no loop."""
+
+
+@contextmanager
+def traceable_experts(model: nn.Module) -> Iterator[None]:
+    """Mixtures of experts of transformers in torch's own operators, and back in the form that they had."""
+    changed = []
+    for module in model.modules():
+        if not hasattr(module, "set_experts_implementation"):
+            continue
+        form = module.config._experts_implementation  # type: ignore[union-attr]
+        if form in ("eager", "grouped_mm") and module._can_set_experts_implementation():  # type: ignore[operator]
+            module.set_experts_implementation(EXPERTS)  # type: ignore[operator]
+            changed.append((module, form))
+    try:
+        yield
+    finally:
+        for module, form in reversed(changed):
+            module.set_experts_implementation(form)
+
+
 @contextmanager
 def checked_lengths(program: Any) -> Iterator[None]:
     """Kernels that refuse lengths which do not fit, while a program or its module runs at other lengths.

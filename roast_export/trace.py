@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from roast_export.calls import Axis, Hole, Inputs, PlainModel, by_name, plain, run, split
 from roast_export.dimensions import Axes, flat_shapes, named_axes
 from roast_export.errors import ExportError, InputError
-from roast_export.modes import checked_lengths, quiet
+from roast_export.modes import checked_lengths, quiet, traceable_experts
 from roast_export.modules import virtual_weights
 from roast_export.plain_program import legal_names, name_inputs
 from roast_export.prepare_program import canonical, forget_replaced, layer_name, set_name, weight_of
@@ -203,6 +203,7 @@ def _exported(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, A
             unchanged(model),
             quiet(),
             any_length(),
+            traceable_experts(model.__dict__["original"]),
             WholePooling(),
             redirect_stderr(io.StringIO()),
             torch.no_grad(),

@@ -114,3 +114,20 @@ def test_a_start_of_zeros_is_not_stored_for_every_sequence_of_a_batch(tmp_path):
     assert not any(
         math.prod(tensor.dims) >= 64 * 32 for tensor in proto.graph.initializer if "memory" not in tensor.name
     )
+
+
+def test_a_mixture_of_experts_goes_through_as_it_comes(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2, use_cache=False,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = transformers.MixtralModel(config).eval()
+    form = model.config._experts_implementation
+    assert form != "batched_mm"
+    ids = {"input_ids": torch.randint(0, 64, (2, 4))}
+    # The proof compares with the module, in the form that it came in.
+    exported(model, ids, tmp_path / "m.onnx")
+    assert model.config._experts_implementation == form

@@ -142,7 +142,7 @@ def mixture() -> nn.Module:
 
 @architecture("mixtral_as_it_comes", sentences)
 def mixtral_as_it_comes() -> nn.Module:
-    """Its experts are an operator of transformers, which no other program has."""
+    """Its experts are an operator of transformers, which no other program has: it is traced in another."""
     return mixture()
 
 
