@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
 from roast_export import probe, torch_ops
+from roast_export.arrays import array_of
 from roast_export.artifact import Artifact, Tell, each_weight
 from roast_export.compare import compare_bits
 from roast_export.errors import RoastError
@@ -54,7 +55,7 @@ class AotiFile(Artifact):
             yield Check("file", "structure", "no dense weight", layer.name, 1, passed)
         for name, tensor in _used(subject.program).items():
             # What the code holds under no name is as good as any: equal bytes, somewhere in it.
-            passed = tensor.numpy().tobytes() in self.code
+            passed = array_of(tensor).tobytes() in self.code
             note = "" if passed else "its bytes are not in the package"
             yield Check("file", "weight", name, "stored values", tensor.numel(), passed, note=note)
 

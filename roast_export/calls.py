@@ -215,6 +215,7 @@ def _template(
     The tensors go into `tensors` by name, in the order of the signature.
     """
     signature = inspect.signature(model.forward)
+    args, kwargs = _in_place(signature, args, kwargs)
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -232,6 +233,28 @@ def _template(
             bound.arguments[name] = _holed(value, [name], tensors, facts)
         positional = len(tensors) if name in given else positional
     return (list(bound.args), bound.kwargs), positional
+
+
+def _in_place(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call, where arguments that Python takes by position alone may be given by name.
+
+    Those are arguments before a `/`, and `*xs`, whose values are a tuple or a list.
+    """
+    parameters = list(signature.parameters.values())
+    alone = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+    last = max((k for k, p in enumerate(parameters) if p.kind in alone and p.name in kwargs), default=-1)
+    if args or last < 0:
+        return args, kwargs
+    found: list[Any] = []
+    rest = dict(kwargs)
+    for parameter in parameters[: last + 1]:
+        if parameter.name not in rest:
+            break
+        value = rest.pop(parameter.name)
+        found += value if parameter.kind is inspect.Parameter.VAR_POSITIONAL else [value]
+    return tuple(found), rest
 
 
 def _holed(value: Any, path: list[str], tensors: dict[str, Tensor], facts: list[str]) -> Any:

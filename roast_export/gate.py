@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roast_export import size, torch_ops
+from roast_export.arrays import array_of
 from roast_export.compare import compare_bits
 from roast_export.fit import advice, relative_errors
 from roast_export.mapping import Sign
@@ -112,7 +113,7 @@ def parameter_checks(subject: Subject) -> Iterator[Check]:
     for name, actual in subject.file.parameters():
         stored = known.get(names.get(name, name))
         if isinstance(stored, Tensor):
-            expected = stored.detach().cpu().numpy()
+            expected = array_of(stored)
             yield compare_bits("file", name, "stored values", expected, actual)
 
 

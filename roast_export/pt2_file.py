@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from roast_export import localise, probe, torch_ops, torch_zip
 from roast_export.archive import runs_code
+from roast_export.arrays import array_of
 from roast_export.artifact import Artifact, Tell, each_weight
 from roast_export.cases import Case
 from roast_export.compare import compare_bits, first_line
@@ -58,7 +59,7 @@ class Pt2File(Artifact):
     def parameters(self) -> Iterator[tuple[str, NDArray[Any]]]:
         for name, tensor in [*self.program.state_dict.items(), *self.program.constants.items()]:
             if isinstance(tensor, Tensor):
-                yield name, tensor.detach().numpy()
+                yield name, array_of(tensor)
 
     def weight_checks(self, subject: Subject, usable: list[Runtime], tell: Tell) -> Iterator[Check]:
         assert self.note is not None

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import library
 
+from roast_export.arrays import BFLOAT16
 from roast_export.errors import RoastError
 from roast_export.note import LARGEST_NOTE, NOTE
 from roast_export.size import SMALL_TENSOR
@@ -28,8 +29,10 @@ Place = tuple[int, int, int]
 
 PACKED_NOTE = f"{NOTE}.z"
 DELEGATE = "delegate"
-_DTYPES = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32",
-           7: "float64", 11: "bool"}  # fmt: skip
+LENGTH = "aten::sym_size.int"
+"""What reads a length of a tensor, and none of its elements. Before it is written, that is the longest."""
+_DTYPES: dict[int, Any] = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16",
+                           6: "float32", 7: "float64", 11: "bool", 15: BFLOAT16}  # fmt: skip
 """executorch's numbers of element types, of those that numpy has."""
 
 
@@ -215,13 +218,14 @@ class PteProgram:
         name = f"{operator.name}.{operator.overload or 'default'}"
         written_args = {call.args[k] for k in _written(operator.name, operator.overload or "default")}
         writes = frozenset(self._leaves(written_args))
-        return Call(name, tuple(call.args), frozenset(self._leaves(call.args)) - writes, writes)
+        reads = frozenset() if name == LENGTH else frozenset(self._leaves(call.args)) - writes
+        return Call(name, tuple(call.args), reads, writes)
 
     def _leaves(self, args: Iterable[int]) -> Iterator[int]:
-        """The values of lists of tensors, and all others as they are."""
+        """The values of lists of tensors and of lengths, and all others as they are."""
         for arg in args:
             items = self.values[arg]
-            if type(items).__name__ in ("TensorList", "OptionalTensorList"):
+            if type(items).__name__ in ("TensorList", "OptionalTensorList", "IntList"):
                 yield from (item for item in items.items if item >= 0)
             else:
                 yield arg
@@ -291,7 +295,9 @@ def _written(name: str, overload: str) -> tuple[int, ...]:
     except AttributeError:
         raise RoastError(f"the operator {name}.{overload} is not known here") from None
     arguments = operator._schema.arguments
-    return tuple(k for k, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
+    found = tuple(k for k, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
+    # A number that an operator returns, such as a length, is written to a value after the arguments.
+    return found or (-1,)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roast_export import localise, probe, torch_zip
+from roast_export.arrays import array_of
 from roast_export.artifact import Artifact, Tell, each_weight
 from roast_export.cases import Case
 from roast_export.compare import compare_bits, failed, first_line
@@ -69,7 +70,7 @@ class ScriptFile(Artifact):
         assert self.note is not None
         arrays = {f"{weight.place}.memory": weight.array for weight in self.note.weights}
         for name, tensor in [*self.module.named_parameters(), *self.module.named_buffers()]:
-            yield arrays.get(name, name), tensor.detach().numpy()
+            yield arrays.get(name, name), array_of(tensor)
 
     def weight_checks(self, subject: Subject, usable: list[Runtime], tell: Tell) -> Iterator[Check]:
         assert self.note is not None
@@ -183,8 +184,8 @@ def _at(module: Any, place: str) -> Any:
 def _constants(module: Any) -> Iterator[tuple[str, NDArray[Any]]]:
     """Tensors that a module holds, in its attributes and in its graph."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        yield name, tensor.detach().numpy()
+        yield name, array_of(tensor)
     for node in module.graph.findAllNodes("prim::Constant"):
         value = node.output().toIValue() if node.hasAttribute("value") else None
         if isinstance(value, Tensor) and value.layout is torch.strided:
-            yield node.output().debugName(), value.detach().numpy()
+            yield node.output().debugName(), array_of(value)

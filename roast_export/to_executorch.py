@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from roast_export.arrays import array_of
 from roast_export.errors import ExportError, InputError
 from roast_export.note import note_of
 from roast_export.program import DimNames, kept_bytes, layers_of, quiet
@@ -31,6 +32,9 @@ PORTABLE_BYTES = 15 * 1024
 
 XNNPACK = "XnnpackBackend"
 """What a program calls the one delegate of files of ours."""
+
+VIEW = "executorch_prim::et_view.default"
+"""The instruction that gives a value another shape, where the shape is known only when it runs."""
 
 
 def write(
@@ -148,7 +152,8 @@ def _traced(program: ExportedProgram, file: PteProgram, uses: int) -> list[str]:
     places = []
     for mine in nodes:
         read = [a for n in mine for a in n.all_input_nodes if a not in mine and a.name not in stored]
-        names = [mine[-1].name, *(node.name for node in read if not _allocates(node))] if mine else [""]
+        data = [node for node in read if isinstance(node.meta.get("val"), torch.Tensor)]
+        names = [mine[-1].name, *(node.name for node in data if not _allocates(node))] if mine else [""]
         absent = [name for name in names if name not in numbers]
         if absent:
             raise ExportError("executorch took a virtual weight into a delegate; export without one")
@@ -164,7 +169,7 @@ def _numbers(program: ExportedProgram, file: PteProgram) -> dict[str, int]:
     for node in program.graph.nodes:
         if node.op != "call_function" or _allocates(node) or node.target is operator.getitem:
             continue
-        if _is_view(node):
+        if _is_view(node) and _is_static(node):
             source = node.args[0].name
             if source in numbers:
                 numbers[node.name] = numbers[source]
@@ -177,7 +182,14 @@ def _numbers(program: ExportedProgram, file: PteProgram) -> dict[str, int]:
 
 
 def _is_call_of(call: Call, node: torch.fx.Node) -> bool:
+    if _is_view(node):
+        return call.operator == VIEW
     return call.operator == (DELEGATE if "delegate" in str(node.target) else _operator_of(node))
+
+
+def _is_static(node: torch.fx.Node) -> bool:
+    """Whether a value has one shape. Of such a value a view is a place in the plan, else an instruction."""
+    return all(isinstance(length, int) for length in node.meta["val"].shape)
 
 
 def _allocates(node: torch.fx.Node) -> bool:
@@ -203,7 +215,7 @@ def _name_stored(program: ExportedProgram, file: PteProgram, known: set[str]) ->
         name = names.get(placeholder)
         if name not in known or not file.is_stored(value):
             continue
-        expected = program.state_dict[name].detach().cpu().contiguous().numpy()
+        expected = array_of(program.state_dict[name].contiguous())
         if file.stored(value).tobytes() != expected.tobytes():
             raise ExportError(f"executorch's program does not hold {name} where its graph says")
         file.values[value].extra_tensor_info = ExtraTensorInfo(fully_qualified_name=name)
