@@ -31,8 +31,8 @@ PACKED_NOTE = f"{NOTE}.z"
 DELEGATE = "delegate"
 LENGTH = "aten::sym_size.int"
 """What reads a length of a tensor, and none of its elements. Before it is written, that is the longest."""
-_DTYPES: dict[int, Any] = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16",
-                           6: "float32", 7: "float64", 11: "bool", 15: BFLOAT16}  # fmt: skip
+_DTYPES: dict[int, str | np.dtype[Any]] = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64",
+    5: "float16", 6: "float32", 7: "float64", 11: "bool", 15: BFLOAT16}  # fmt: skip
 """executorch's numbers of element types, of those that numpy has."""
 
 

@@ -16,7 +16,7 @@ from roast_export import pte_program, runtime_executorch, to_executorch
 from roast_export.cli import export_command, verify_command
 from roast_export.errors import RoastError
 from roast_export.report import Measurement
-from tests.test_executorch import FORMS, form  # noqa: F401
+from tests.test_executorch import FORMS, executorch, form  # noqa: F401
 
 IDS = torch.tensor([[5, 9, 1, 30, 2], [7, 8, 0, 0, 0], [40, 1, 2, 3, 0]])
 
@@ -133,9 +133,7 @@ def test_control_a_weight_that_differs_is_found_at_dynamic_lengths(form, tmp_pat
     assert "m.pte" in capsys.readouterr().err
 
 
-def test_control_without_views_of_their_own_a_program_is_not_followed(form, tmp_path, monkeypatch):  # noqa: F811
-    if not FORMS[form]:
-        pytest.skip("the native form has no arithmetic to follow")
+def test_control_without_views_of_their_own_a_program_is_not_followed(executorch, tmp_path, monkeypatch):  # noqa: F811
     _, saved, bounds = archive("padded", tmp_path)
     monkeypatch.setattr(to_executorch, "_is_static", lambda node: True)
     options = ["--to", "executorch", "-o", str(tmp_path / "m.pte"), *bounds, "--portable"]
