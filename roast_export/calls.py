@@ -21,33 +21,23 @@ tensor, or tuples, lists and dicts of tensors.
 
 from __future__ import annotations
 
-import copy
-import enum
 import inspect
 import keyword
 import re
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from collections.abc import Mapping as Lookup
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from roast_export.containers import CONSTANTS, items_of, with_items
 from roast_export.errors import ExportError, InputError
 from roast_export.wrappers import unwrapped
 
 Inputs = tuple[Any, ...] | Lookup[str, Any]
 """Arguments of forward, in order, or by name."""
-
-CONSTANTS = (
-    type(None), bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.layout,
-    torch.memory_format, torch.SymInt, torch.SymFloat, torch.SymBool, slice, range, type(Ellipsis),
-)  # fmt: skip
-"""What is no tensor, and holds none."""
-
 
 Axis = tuple[str, int]
 """A dimension: the name of an input, and which of its axes."""
@@ -268,13 +258,13 @@ def _holed(value: Any, path: list[str], tensors: dict[str, Tensor], facts: list[
             f"The argument {'.'.join(path)} was {value!r} in the example; the file computes with that value."
         )
         return value
-    parts = _parts(value)
+    parts = items_of(value)
     if parts is None:
         raise InputError(
             f"the argument {'.'.join(path)} is a {type(value).__qualname__}, which no file can take; give "
             "tensors, numbers, or lists, tuples, dicts, NamedTuples or dataclasses of them"
         )
-    return _with_parts(value, [(key, _holed(item, [*path, str(key)], tensors, facts)) for key, item in parts])
+    return with_items(value, [(key, _holed(item, [*path, str(key)], tensors, facts)) for key, item in parts])
 
 
 def holes(template: Any, along: Any) -> Iterator[tuple[int, Any]]:
@@ -288,7 +278,7 @@ def holes(template: Any, along: Any) -> Iterator[tuple[int, Any]]:
     if isinstance(template, Hole):
         yield template.k, along
         return
-    for place, (key, item) in enumerate(_parts(template) or ()):
+    for place, (key, item) in enumerate(items_of(template) or ()):
         try:
             below = along.get(key) if isinstance(along, Lookup) else along[place]
         except (IndexError, TypeError, KeyError):
@@ -302,47 +292,7 @@ def _rebuilt(template: Any, tensors: Sequence[Tensor]) -> Any:
         return tensors[template.k]
     if isinstance(template, CONSTANTS):
         return template
-    return _with_parts(template, [(key, _rebuilt(item, tensors)) for key, item in _parts(template) or ()])
-
-
-def _parts(value: Any) -> list[tuple[Any, Any]] | None:
-    """(key, item) of what a container holds; None if it is no container known here."""
-    if isinstance(value, Lookup):
-        return list(value.items())
-    if _is_named_tuple(value):
-        return list(zip(value._fields, value, strict=True))
-    if isinstance(value, list | tuple | deque):
-        return list(enumerate(value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name)) for field in fields(value)]
-    if type(value) in pytree.SUPPORTED_NODES:
-        return list(enumerate(pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)[0]))
-    return None
-
-
-def _with_parts(value: Any, parts: list[tuple[Any, Any]]) -> Any:
-    """A container like `value` that holds other items."""
-    items = [item for _, item in parts]
-    if isinstance(value, Lookup):
-        made = copy.copy(value)
-        for key, item in parts:
-            made[key] = item  # type: ignore[index]
-        return made
-    if _is_named_tuple(value):
-        return type(value)(*items)
-    if isinstance(value, list | tuple | deque):
-        return type(value)(items)
-    if is_dataclass(value) and not isinstance(value, type):
-        alike = copy.copy(value)
-        for key, item in parts:
-            object.__setattr__(alike, key, item)
-        return alike
-    node = pytree.SUPPORTED_NODES[type(value)]
-    return node.unflatten_fn(items, node.flatten_fn(value)[1])
-
-
-def _is_named_tuple(value: Any) -> bool:
-    return isinstance(value, tuple) and hasattr(value, "_fields")
+    return with_items(template, [(key, _rebuilt(item, tensors)) for key, item in items_of(template) or ()])
 
 
 def _own(value: Tensor, name: str = "") -> Tensor:
@@ -389,7 +339,7 @@ def plain_outputs(value: Any, seen: set[int], facts: list[str], path: str = "") 
     if is_cache(value):
         facts.append(f"The output {place} is a {type(value).__name__}; the file leaves it out.")
         return ()
-    parts = _parts(value)
+    parts = items_of(value)
     if parts is None:
         raise ExportError(
             f"the output {place} is an object of {type(value).__qualname__}, which no file can give; wrap "
