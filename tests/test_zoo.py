@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from torch import nn
 from tests.zoo.__main__ import enough
 from tests.zoo.architecture import Draw, architectures
 from tests.zoo.compare import all_differences, bounds, call, difference, leaves
+from tests.zoo.document import page
 from tests.zoo.rows import (
     BUG,
     FEW,
@@ -168,3 +170,15 @@ def test_control_the_zoo_fails_below_its_share():
     assert not enough(rows(*most, PASSED, WRONG))
     assert not enough(rows(*most, PASSED, FEW))
     assert not enough(rows(*most, REFUSED, TOLD, REFUSED))
+
+
+def test_the_page_says_what_passed_and_what_was_said_of_the_rest():
+    good = Row("one", "text", 1000, 250, forms={"onnx": Form(PASSED, held=3), "pt2": Form(PASSED, held=3)})
+    batches = Row("two", "vision", 10, 10, fixed="a reason", forms={"onnx": Form(PASSED, held=3)})
+    bad = Row("three", "text", forms={"save": Form(REFUSED, "a | b; give c")})
+    text = page([Row.from_json(json.loads(json.dumps(row.to_json()))) for row in (good, batches, bad)])
+    assert "**2 of 3 passed.**" in text
+    assert "| `one` | text | 1,000 | 4.0x | onnx, pt2 | 3 |" in text
+    assert "| `two` | vision | 10 | 1.0x | onnx | 3 batches |" in text
+    assert "- A reason: `two`." in text
+    assert "| `three` | text | save | refused | a \\| b; give c |" in text

@@ -55,7 +55,9 @@ def page(rows: list[Row]) -> str:
         for row in left:
             for name, form in row.forms.items():
                 if form.verdict != PASSED:
-                    lines.append(_cells(row.name, row.family, name, form.verdict, _escaped(form.message)))
+                    lines.append(
+                        _cells(f"`{row.name}`", row.family, name, form.verdict, _escaped(form.message))
+                    )
     lines += ["", "## Architectures that take one length", ""]
     reasons: dict[str, list[str]] = {}
     for row in rows:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.zoo.architecture import ALL_FORMS, architecture
+from tests.zoo.architecture import ALL_FORMS, STEPS, architecture
 
 
 @architecture("retention", lambda d, b, n: (d.ids(100, b, n),), forms=ALL_FORMS)
@@ -32,12 +32,15 @@ class Retention(nn.Module):
         return self.out(functional.silu(self.gate(x)) * y)
 
 
-@architecture("selective_scan", lambda d, b, n: (d.floats(b, n, 32),), sizes=((2, 6), (3, 8), (1, 4)))
+@architecture(
+    "selective_scan", lambda d, b, n: (d.floats(b, 6, 32),), sizes=((2, 0), (3, 0), (1, 0)), fixed=STEPS
+)
 class SelectiveScan(nn.Module):
     """Mamba's recurrence as a loop over six steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = 6) -> None:
         super().__init__()
+        self.steps = steps
         self.in_proj, self.out_proj = nn.Linear(32, 128, bias=False), nn.Linear(64, 32, bias=False)
         self.conv1d = nn.Conv1d(64, 64, 4, groups=64, padding=3)
         self.x_proj, self.dt_proj = nn.Linear(64, 4 + 2 * 8, bias=False), nn.Linear(4, 64)
@@ -45,15 +48,14 @@ class SelectiveScan(nn.Module):
         self.D = nn.Parameter(torch.ones(64))
 
     def forward(self, x: Tensor) -> Tensor:
-        length = x.shape[1]
         u, z = self.in_proj(x).chunk(2, -1)
-        u = functional.silu(self.conv1d(u.transpose(1, 2))[..., :length].transpose(1, 2))
+        u = functional.silu(self.conv1d(u.transpose(1, 2))[..., : self.steps].transpose(1, 2))
         delta, b, c = self.x_proj(u).split([4, 8, 8], -1)
         delta = functional.softplus(self.dt_proj(delta))
         decay = torch.exp(delta.unsqueeze(-1) * -torch.exp(self.A_log))
         drive = delta.unsqueeze(-1) * b.unsqueeze(2) * u.unsqueeze(-1)
         state, found = torch.zeros_like(drive[:, 0]), []
-        for t in range(length):
+        for t in range(self.steps):
             state = decay[:, t] * state + drive[:, t]
             found.append((state * c[:, t].unsqueeze(1)).sum(-1))
         return self.out_proj((torch.stack(found, 1) + u * self.D) * functional.silu(z))
