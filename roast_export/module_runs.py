@@ -68,15 +68,28 @@ class Runs:
     def changed(self) -> list[str]:
         return self._model_state.changed()
 
-    def difference(self, probe: str, found: Outputs, values: dict[str, Tensor]) -> Difference | None:
-        """Where the trace differs from what the module gave, or None."""
+    def difference(
+        self, probe: str, found: Outputs, values: dict[str, Tensor], *, but_nan: bool = False
+    ) -> Difference | None:
+        """Where the trace differs from what the module gave, or None.
+
+        but_nan: elements of which the module made NaN are left out.
+        """
         try:
             traced = outputs_of(self.graph, self.program, values)
         except InputError:
             return Difference("all", probe, float("inf"), 0.0, ran=False)
         finally:
             self._graph_state.restore()
+        if but_nan and len(found) == len(traced):
+            found = [_numbers_alone(a, b) for a, b in zip(found, traced, strict=True)]
         return difference_of(self.names, probe, found, traced)
+
+
+def _numbers_alone(a: Any, b: Any) -> Any:
+    """The value, with b's elements where it is NaN."""
+    alike = isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype
+    return torch.where(a.isnan(), b, a) if alike else a
 
 
 def outputs_of(model: nn.Module, program: Program, values: dict[str, Tensor]) -> Outputs:

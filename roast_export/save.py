@@ -27,7 +27,7 @@ from roast_export.state import unchanged
 from roast_export.stateful import with_state
 from roast_export.storage import own_inputs
 from roast_export.trace import prepared, trace
-from roast_export.truth import Truth, hold_to_module
+from roast_export.truth import UNDEFINED, Truth, hold_to_module
 from roast_export.wrappers import bare
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def save(
             "producer": f"roast-export {version('roast-export')}",
             "layers": {layer.name: layer.mapping.to_list() for layer in layers_of(program)},
             "errors": relative_errors(model),
-            "facts": [*facts_of(live), *told],
+            "facts": [*facts_of(live), *told, *(text for text in truth.warnings if text == UNDEFINED)],
         }
         for node in program.graph.nodes:
             # Where the user's code lies is nobody's business but theirs.

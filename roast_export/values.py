@@ -30,6 +30,11 @@ LARGE = 8.0
 EMPTY_ROW = "masks with an empty row"
 """The probe in which a mask leaves nothing of one row."""
 
+OTHER_INTEGERS = "other integers"
+
+MAY_BE_EMPTY = (EMPTY_ROW, OTHER_INTEGERS)
+"""Probes in which a mask, or a length of 0, may leave nothing of a row."""
+
 Tensors = dict[str, Tensor]
 
 
@@ -66,7 +71,7 @@ class Values:
             yield "masks with padding at the start", self._padded("start")
             yield EMPTY_ROW, self._padded("all")
         if self._numbers:
-            yield "other integers", self._renumbered()
+            yield OTHER_INTEGERS, self._renumbered()
 
     def _is_mask(self, name: str, value: Tensor) -> bool:
         if not value.numel() or self._rows[name] is not None or not value.dim():

@@ -76,3 +76,27 @@ def test_attention_is_torchs(tmp_path, opset):
     # A control: rows with nothing to attend to are what tells this translation from torch.onnx's.
     assert np.abs(actual[0][:, :, 2] - model.out.bias.detach().numpy()).max() < 1e-6
     assert np.abs(actual[2][:, :, 2] - actual[0][:, :, 2]).max() > 1e-2
+
+
+class Encoder(nn.Module):
+    def __init__(self, nested: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=nested)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        return self.encoder(x, src_key_padding_mask=padding)[:, 0]
+
+
+def test_the_encoder_that_the_refusal_advises_is_taken(tmp_path):
+    inputs = torch.randn(2, 5, 16), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    nested, plain = (
+        roast_export.compress(Encoder(nested).eval(), 2, min_params=64) for nested in (True, False)
+    )
+    with pytest.raises(roast_export.ExportError, match="enable_nested_tensor=False"):
+        roast_export.save(nested, tmp_path / "model.pt", inputs)
+    roast_export.save(plain, tmp_path / "model.pt", inputs)
+    # It gives NaN for a row that is padding alone, so there is nothing to hold a file to.
+    with torch.no_grad():
+        assert plain(inputs[0], torch.ones(2, 5, dtype=torch.bool)).isnan().all()
+        assert not plain(*inputs).isnan().any()

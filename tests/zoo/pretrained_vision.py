@@ -51,7 +51,14 @@ def dinov2() -> nn.Module:
     return make("Dinov2Config", "Dinov2Model", **VIT)
 
 
-@architecture("swin", pixels(32), sizes=BATCHES, fixed=CONFIGURED)
+# With every dimension dynamic torch.export takes ten minutes.
+@architecture(
+    "swin",
+    pixels(32),
+    sizes=BATCHES,
+    fixed=CONFIGURED,
+    save={"dynamic_shapes": {"pixel_values": {0: "batch"}}},
+)
 def swin() -> nn.Module:
     return make(
         "SwinConfig",
@@ -100,6 +107,14 @@ def regnet() -> nn.Module:
 def mobilenet_v2() -> nn.Module:
     return make(
         "MobileNetV2Config", "MobileNetV2ForImageClassification", depth_multiplier=0.25, image_size=32
+    )
+
+
+@architecture("mobilenet_v2_of_one_padding", pixels(), sizes=SIDES)
+def mobilenet_v2_of_one_padding() -> nn.Module:
+    """TensorFlow's padding depends on the size of the image by branches in Python; PyTorch's does not."""
+    return make(
+        "MobileNetV2Config", "MobileNetV2ForImageClassification", depth_multiplier=0.25, tf_padding=False
     )
 
 

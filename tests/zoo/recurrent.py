@@ -237,3 +237,13 @@ class PackedLstm(nn.Module):
         packed = nn.utils.rnn.pack_padded_sequence(self.table(ids), lengths, True, enforce_sorted=False)
         _, (hidden, _) = self.lstm(packed)
         return self.out(hidden[-1])
+
+
+@architecture("padded_lstm", lambda d, b, n: (d.ids(90, b, n, first=1), d.mask(b, n).sum(1)))
+class PaddedLstm(PackedLstm):
+    """What the refusal of packed_lstm advises: the padded batch, and each row's last valid output."""
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        outputs, _ = self.lstm(self.table(ids))
+        last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, outputs.size(2))
+        return self.out(torch.gather(outputs, 1, last).squeeze(1))

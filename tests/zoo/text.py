@@ -33,15 +33,22 @@ def padded(draw: Draw, batch: int, length: int) -> Arguments:
 class Encoder(nn.Module):
     """torch's own encoder with padding; its fused path answers in evaluation mode."""
 
-    def __init__(self) -> None:
+    def __init__(self, nested: bool = True) -> None:
         super().__init__()
         self.table, self.position = nn.Embedding(150, 48, padding_idx=0), PositionalEncoding(48)
         layer = nn.TransformerEncoderLayer(48, 4, 96, batch_first=True)
-        self.encoder, self.out = nn.TransformerEncoder(layer, 2), nn.Linear(48, 9)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+        self.out = nn.Linear(48, 9)
 
     def forward(self, ids: Tensor, padding: Tensor) -> Tensor:
         x = self.encoder(self.position(self.table(ids)), src_key_padding_mask=padding)
         return self.out(x[:, 0])
+
+
+@architecture("transformer_encoder_not_nested", padded)
+def encoder_not_nested() -> nn.Module:
+    """What the refusal of transformer_encoder advises."""
+    return Encoder(nested=False)
 
 
 @architecture("transformer", lambda d, b, n: (d.ids(100, b, n), d.ids(100, b, n - 2)))
