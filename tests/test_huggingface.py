@@ -126,6 +126,28 @@ def test_a_folder_loads_again_with_equal_bits(name, options, tmp_path):
     assert torch.equal(model(ids())[0], again(ids())[0])
 
 
+def test_a_folder_in_several_files_loads_again(tmp_path):
+    model = compress(bert("BertForMaskedLM"), 4, min_params=512)
+    model.save_pretrained(tmp_path, max_shard_size="12KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert torch.equal(
+        huggingface.from_pretrained(tmp_path, attention="sdpa")(ids()).logits, model(ids()).logits
+    )
+
+
+def test_a_base_model_without_its_pooler_has_none(tmp_path):
+    """transformers would draw one at random; what else is missing is refused."""
+    base = compress(bert("BertForMaskedLM"), 4, min_params=512).bert
+    base.save_pretrained(tmp_path)
+    again = huggingface.from_pretrained(tmp_path, attention="sdpa")
+    assert torch.equal(again(ids()).last_hidden_state, base(ids()).last_hidden_state)
+    assert again(ids()).pooler_output is None
+    again.save_pretrained(tmp_path / "again")
+    assert torch.equal(
+        huggingface.from_pretrained(tmp_path / "again", attention="sdpa")(ids())[0], again(ids())[0]
+    )
+
+
 def test_a_bfloat16_model_stays_one(tmp_path):
     model = compress(bert().bfloat16(), 4, min_params=512)
     model.save_pretrained(tmp_path)

@@ -63,6 +63,9 @@ def load_folder(folder: Folder, *, trust: bool, attention: str, **options: Any) 
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoadError(f"{folder.path} cannot be loaded as {cls.__name__}: {message}") from error
     missing = sorted(info["missing_keys"])
+    if missing and all(name.startswith("pooler.") for name in missing):
+        # A base model taken out of one with a head. Nothing that is exported reads the pooler.
+        model.pooler, missing = None, []
     if missing:
         raise LoadError(
             f"{folder.path} lacks {len(missing)} of the weights of {cls.__name__}, such as {missing[0]}, and "
