@@ -125,7 +125,7 @@ $(MINILM): | $(PACKAGE_READY)
 tiles: setup $(MINILM)
 	@$(BIN)/python -m bench.tiles $(MINILM)
 
-# Compresses and exports a sentence model of 22 million weights, at three ratios; about ten minutes.
+# Compresses and exports a sentence model of 22 million weights, at three ratios; some minutes.
 minilm: setup $(MINILM)
 	@$(BIN)/python -m bench.minilm $(MINILM) $(RATIO)
 

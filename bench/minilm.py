@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from roast_export import huggingface
+from roast_export.huggingface.commands import quiet_transformers
 from roast_export.huggingface.fidelity import SENTENCES
 
 BOUND = 1e-5
@@ -72,6 +73,7 @@ def _line(cells: tuple[str, ...]) -> str:
 
 
 def main() -> int:
+    quiet_transformers()
     print("off: largest difference of an embedding; control: the same where padding is pooled too")
     print(_line(COLUMNS), flush=True)
     good = []

@@ -89,17 +89,23 @@ def _export_part(
     check_report(report_path, model, final)
 
     def work() -> Report:
-        with progress() as show:
-            report = export(
-                part.module,
-                path,
-                to=to,
-                example_inputs=part.inputs,
-                dynamic_shapes=part.dynamic,
-                input_names=part.names,
-                progress=show,
-                **options,
-            )
+        try:
+            with progress() as show:
+                report = export(
+                    part.module,
+                    path,
+                    to=to,
+                    example_inputs=part.inputs,
+                    dynamic_shapes=part.dynamic,
+                    input_names=part.names,
+                    progress=show,
+                    **options,
+                )
+        except InputError as error:
+            raise InputError(
+                f"{error}. The task chose inputs and dimensions here; with others, export the model in Python: "
+                f"roast_export.huggingface.from_pretrained({str(model)!r}), roast_export.export"
+            ) from error
         report.path = str(final)
         return report
 

@@ -53,8 +53,8 @@ class Fidelity:
             f"{found} At {ratio:g}x without training the model has lost "
             f"{'part of ' if self.cosine > LOST else ''}what it had learned: fine-tune it, or distil it from "
             "the dense model, before you ship it. "
-            f"roast_export.huggingface.from_pretrained({folder!r}) gives the model to train; roast-compress "
-            "with a lower --ratio loses less."
+            f"roast_export.huggingface.from_pretrained({folder!r}) gives the model to train. A lower "
+            "--ratio may lose less, and 1 loses nothing."
         )
 
 
