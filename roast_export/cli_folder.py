@@ -103,7 +103,7 @@ def _export_part(
                 )
         except InputError as error:
             raise InputError(
-                f"{error}. The task chose inputs and dimensions here; with others, export the model in Python: "
+                f"{error}. The task chose inputs and dimensions; with others, export the model in Python: "
                 f"roast_export.huggingface.from_pretrained({str(model)!r}), roast_export.export"
             ) from error
         report.path = str(final)

@@ -22,7 +22,7 @@ SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
 LLAMA = {
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
@@ -123,7 +123,7 @@ def test_one_file_generates_what_transformers_does(exported, name):
 def test_names_are_those_of_optimum(exported):
     _, out = exported("llama")
     run = session(out / "model.onnx", native=False)
-    cached = [f"{k}.{what}" for k in range(2) for what in ("key", "value")]
+    cached = [f"0.{what}" for what in ("key", "value")]
     assert {i.name: i.shape for i in run.get_inputs()} == {
         "input_ids": ["batch_size", "sequence_length"],
         "attention_mask": ["batch_size", "total_sequence_length"],
