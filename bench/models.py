@@ -22,6 +22,8 @@ from bench.limits import model_row
 from bench.machine import Peaks
 from bench.peers import Peer, Truth, compare, memory_rows, time_rows
 from roast_export import onnx_ops, torch_ops
+from roast_export.modules import virtual_weights
+from roast_export.recurrent_shapes import any_length
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 RATIO = 100
@@ -38,6 +40,8 @@ class Case:
     dynamic: dict[str, dict[int, str]] | None
     flops: dict[str, float]
     ratio: int = RATIO
+    plain: nn.Module | None = None
+    """The dense module; torch.onnx writes the dense file of it, where ours has another graph."""
 
 
 def measure_model(group: dict, folder: Path, measured: dict[int, Peaks]) -> dict:
@@ -112,7 +116,10 @@ def _files(case: Case, folder: Path) -> list[Peer]:
     ours, dense, int8 = (folder / f"{name}.onnx" for name in ("roast", "dense", "int8"))
     example = {name: torch.from_numpy(array) for name, array in next(iter(case.inputs.values())).items()}
     roast_export.export(case.model, ours, example_inputs=example, dynamic_shapes=case.dynamic, verify=False)
-    dense.write_bytes(dense_twin(onnx.load(ours)).SerializeToString())
+    if case.plain is None:
+        dense.write_bytes(dense_twin(onnx.load(ours)).SerializeToString())
+    else:
+        _write_plain(case, example, dense)
     graphs.write_int8(int8, dense)
     missing = graphs.without_kernel(ours)
     path = f"functions for {', '.join(missing)}" if missing else "native operators"
@@ -121,6 +128,19 @@ def _files(case: Case, folder: Path) -> list[Peer]:
         Peer("int8", int8),
         Peer("roast", ours, case.ratio, path, bound=BOUND),
     ]
+
+
+def _write_plain(case: Case, example: dict[str, torch.Tensor], path: Path) -> None:
+    """The dense module with the values of the virtual weights, as torch.onnx writes it."""
+    weights = virtual_weights(case.model)
+    with torch.no_grad():
+        for name, parameter in case.plain.named_parameters():
+            parameter.copy_(weights[name]() if name in weights else case.model.get_parameter(name))
+    shapes = {name: {} for name in example} | (case.dynamic or {})
+    dynamic = {n: dict.fromkeys(axes, torch.export.Dim.AUTO) or None for n, axes in shapes.items()}
+    with any_length():
+        program = torch.export.export(case.plain, (), example, dynamic_shapes=dynamic)
+        torch.onnx.export(program, dynamo=True, opset_version=graphs.OPSET, verbose=False).save(path)
 
 
 def _truths(peers: list[Peer], feeds: dict[str, np.ndarray]) -> dict[str, Truth]:
@@ -210,10 +230,98 @@ def _cnn(shrink: int) -> Case:
     return Case(small, {"224x224": {"input": image}}, None, flops)
 
 
+class _Outputs(nn.Module):
+    """A recurrent layer without its last state."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, input):  # noqa: A002
+        return self.layer(input)[0]
+
+
+class _Pair(nn.Bilinear):
+    def forward(self, input, other):  # noqa: A002
+        return super().forward(input, other)
+
+
+class _Experts(nn.Module):
+    """Two of eight experts for each token, by the batched product of transformers' mixtures."""
+
+    def __init__(self, width: int, inside: int):
+        super().__init__()
+        self.gate = nn.Linear(width, 8)
+        self.up = nn.Parameter(torch.randn(8, inside, width) * width**-0.5)
+        self.down = nn.Parameter(torch.randn(8, width, inside) * inside**-0.5)
+
+    def forward(self, input):  # noqa: A002
+        weight, expert = self.gate(input).softmax(-1).topk(2)
+        hidden = torch.relu(self.up[expert] @ input[:, None, :, None])
+        return ((self.down[expert] @ hidden).squeeze(-1) * weight[..., None]).sum(1)
+
+
+def _layer(make: Callable[[int], nn.Module], feeds: dict, dynamic: dict, shrink: int) -> Case:
+    """One module beside its dense self. feeds: the shape of each input, by the name of the case."""
+    plain = make(shrink).eval()
+    small = roast_export.compress(plain, 20, init="fresh").eval()
+    generator = np.random.default_rng(0)
+    inputs = {
+        case: {name: generator.standard_normal(shape, np.float32) for name, shape in shapes(shrink).items()}
+        for case, shapes in feeds.items()
+    }
+    return Case(small, inputs, dynamic, {}, ratio=20, plain=plain)
+
+
+def _recurrent(kind: type[nn.RNNBase], shrink: int) -> Case:
+    """Two layers of 512 over 256 features, batch 1."""
+    return _layer(
+        lambda k: _Outputs(kind(256 // k, 512 // k, 2, batch_first=True)),
+        {f"{n} steps": lambda k, n=n: {"input": (1, n, 256 // k)} for n in (32, 4)},
+        {"input": {1: "length"}},
+        shrink,
+    )
+
+
+def _bilinear(shrink: int) -> Case:
+    """128 and 128 features to 128."""
+    return _layer(
+        lambda k: _Pair(128 // k, 128 // k, 128 // k),
+        {f"batch {n}": lambda k, n=n: {"input": (n, 128 // k), "other": (n, 128 // k)} for n in (32, 1)},
+        {"input": {0: "batch"}, "other": {0: "batch"}},
+        shrink,
+    )
+
+
+def _deconvolution(shrink: int) -> Case:
+    """128 to 64 channels, kernel 4, stride 2, at 16x16."""
+    return _layer(
+        lambda k: nn.ConvTranspose2d(128 // k, 64 // k, 4, 2, 1),
+        {"16x16": lambda k: {"input": (1, 128 // k, 16, 16)}},
+        {},
+        shrink,
+    )
+
+
+def _mixture(shrink: int) -> Case:
+    """Experts of 256 x 1024."""
+    return _layer(
+        lambda k: _Experts(256 // k, 1024 // k),
+        {f"{n} tokens": lambda k, n=n: {"input": (n, 256 // k)} for n in (16, 2)},
+        {"input": {0: "tokens"}},
+        shrink,
+    )
+
+
 MODELS: dict[str, Callable[[int], Case]] = {
     "bert": _bert,
     "bert, local arrays": partial(_bert, local=True),
     "mlp": _mlp,
     "recommender": _recommender,
     "cnn": _cnn,
+    "lstm": partial(_recurrent, nn.LSTM),
+    "gru": partial(_recurrent, nn.GRU),
+    "bilinear": _bilinear,
+    "deconvolution": _deconvolution,
+    "mixture": _mixture,
 }

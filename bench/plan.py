@@ -30,7 +30,10 @@ FULL = Form(
     batches=(1, 4, 8, 16, 32, 128, 512),
     ratios=(10, 100, 1000),
     embeddings=((10_000_000, 16), (1_000_000, 128)),
-    models=("bert", "bert, local arrays", "mlp", "recommender", "cnn"),
+    models=(
+        *("bert", "bert, local arrays", "mlp", "recommender", "cnn"),
+        *("lstm", "gru", "bilinear", "deconvolution", "mixture"),
+    ),
     budget=2.5,
 )
 QUICK = Form(
@@ -39,7 +42,7 @@ QUICK = Form(
     batches=(1, 8, 128),
     ratios=(100,),
     embeddings=((1_000_000, 16),),
-    models=("mlp", "cnn"),
+    models=("mlp", "cnn", "gru", "bilinear"),
     budget=0.6,
 )
 TINY = Form(

@@ -100,6 +100,7 @@ def _with_tied(model: PlainModel, example: dict[str, Tensor], asked: Axes) -> Ex
         wide = _without_ones(model, example, {name: set(axes) for name, axes in asked.items()})
     lengths = {wide[name].shape[axis] for name, axes in asked.items() for axis in axes}
     twins = {n: {axis for axis in axes if wide[n].shape[axis] in lengths} for n, axes in twins.items()}
+    wide = _fixed_as_given(model, example, wide, asked, twins)
     if any(twins.values()):
         try:
             program = _held_together(model, wide, _hints(wide, asked, twins))
@@ -110,7 +111,24 @@ def _with_tied(model: PlainModel, example: dict[str, Tensor], asked: Axes) -> Ex
             if tied == twins:
                 return program
             twins = tied
+            wide = _fixed_as_given(model, example, wide, asked, twins)
     return _traced(model, wide, _hints(wide, asked, twins))
+
+
+def _fixed_as_given(
+    model: PlainModel,
+    example: dict[str, Tensor],
+    wide: dict[str, Tensor],
+    asked: Axes,
+    twins: dict[str, set[int]],
+) -> dict[str, Tensor]:
+    """Examples whose dynamic dimensions alone are longer, if the model runs on them, else `wide`.
+
+    A dimension that stays fixed stays at the example's length: a batch of one must not become one of two.
+    """
+    again = _without_ones(model, example, {n: {*asked.get(n, ()), *twins.get(n, ())} for n in example})
+    runs = all(again[name].shape[axis] > 1 for name, axes in asked.items() for axis in axes)
+    return again if runs else wide
 
 
 def _held_together(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any]) -> ExportedProgram:

@@ -163,3 +163,13 @@ def test_a_length_that_the_model_does_not_run_at_is_refused(tmp_path):
             model, tmp_path / "m.onnx", example_inputs=(torch.ones(2, 64),), dynamic_shapes={"input": {1: 63}}
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_of_one_that_nobody_named_stays_one():
+    class Sum(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.cumsum(1)
+
+    program = trace(Sum(), {"x": torch.ones(1, 5, 3)}, {"x": {1: "length"}})
+    _, dims = signature(program)["x"]
+    assert dims == [1, "x_1", 3]
