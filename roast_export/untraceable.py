@@ -14,7 +14,10 @@ _LIBRARIES = (str(Path(torch.__file__).parent) + os.sep, str(Path(__file__).pare
 
 _RECURRENT = f"nn{os.sep}modules{os.sep}rnn.py"
 
-_BY_VALUE = "a branch, a loop or a length depends on the values of a tensor"
+_BY_VALUE = (
+    "a branch, a loop, a length or a number (if, while, .item(), .tolist(), float()) depends on the values of "
+    "a tensor"
+)
 _KEEP_OUT = (
     "express it with torch.where or torch.cond, give the number as an argument of its own, or pickle the "
     "module (torch.save) and export that with --trust --to torchscript"
@@ -38,7 +41,7 @@ def explain(error: BaseException) -> str:
 
 def _cause(error: BaseException, files: list[str]) -> tuple[str, str]:
     text = str(error)
-    if "data-dependent" in text:
+    if "data-dependent" in text or re.search(r"not '?Sym(Bool|Int|Float)", text):
         return _BY_VALUE, _KEEP_OUT
     if "FakeTensor" in text and any(file.endswith(_RECURRENT) for file in files):
         return (
