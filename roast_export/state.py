@@ -6,11 +6,14 @@ attributes, and into lists. A trace keeps none of that, so what an output depend
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -26,7 +29,8 @@ _MISSING = object()
 class Snapshot:
     """Attributes of all modules of a model, with copies of the tensors and containers among them.
 
-    Parameters are held by identity alone: a forward that writes into one is a training step.
+    Parameters that need a gradient are held by identity alone: a forward that writes into one is a training
+    step. Objects that are no modules are held with what they hold.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -37,7 +41,7 @@ class Snapshot:
             self._hold(name, vars(module))
 
     def _hold(self, path: str, value: Any) -> None:
-        if id(value) in self._seen or isinstance(value, nn.Parameter):
+        if id(value) in self._seen or (isinstance(value, nn.Parameter) and value.requires_grad):
             return
         if isinstance(value, Tensor):
             if value.layout is torch.strided and value.device.type != "meta":
@@ -52,6 +56,11 @@ class Snapshot:
                 items = value.items() if isinstance(value, dict) else ((None, item) for item in value)
                 for key, item in items:
                     self._hold(_join(path, key), item)
+        elif isinstance(value, np.ndarray):
+            self._seen.add(id(value))
+            self._held.append((path, value, value.copy()))
+        elif _is_object(value):
+            self._hold(path, vars(value))
 
     def restore(self) -> None:
         """Put back what has changed."""
@@ -62,6 +71,8 @@ class Snapshot:
                     with torch.inference_mode(value.is_inference()), torch.no_grad():
                         value.copy_(content)
                 self._versions[id(value)] = _version(value)
+            elif isinstance(value, np.ndarray):
+                np.copyto(value, content)
             elif isinstance(value, dict):
                 for key in [key for key in value if key not in content]:
                     del value[key]
@@ -190,7 +201,20 @@ def _join(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
+def _is_object(value: Any) -> bool:
+    """Whether this is an object of a user's class that may keep something, such as a cache."""
+    home = type(value).__module__.partition(".")[0]
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, nn.Module | type | ModuleType)
+        and not callable(value)
+        and home not in ("torch", "builtins", "roast_export", *sys.stdlib_module_names)
+    )
+
+
 def _same_items(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
     if isinstance(a, set):
         return bool(a == b)
     return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))

@@ -240,8 +240,10 @@ def _unfit(path: str, before: Any, now: Any, placed: bool) -> str | None:
     for value in (before, now):
         if not isinstance(value, Tensor):
             return f"{path} is a {type(value).__name__}, and only tensors can be inputs and outputs"
+    if isinstance(before, nn.Parameter):
+        return f"{path} is a parameter, and only buffers can be inputs and outputs"
     if not placed:
-        return f"{path} lies in a dict or list, where nothing can replace it"
+        return f"{path} lies in a dict, a list or an object that is no module, where nothing can replace it"
     if before.shape != now.shape or before.dtype != now.dtype:
         return f"a call makes {path} {_kind(now)} where it was {_kind(before)}, and an input has one shape"
     return None
@@ -265,7 +267,7 @@ def _at(model: PlainModel, path: str) -> Any:
     for part in path.split("."):
         if isinstance(found, dict):
             found = found.get(part)
-        elif isinstance(found, nn.Module):
+        elif hasattr(found, "__dict__"):
             found = getattr(found, part, None)
         else:
             return found

@@ -15,8 +15,8 @@ _LIBRARIES = (str(Path(torch.__file__).parent) + os.sep, str(Path(__file__).pare
 _RECURRENT = f"nn{os.sep}modules{os.sep}rnn.py"
 
 _BY_VALUE = (
-    "a branch, a loop, a length or a number (if, while, .item(), .tolist(), float()) depends on the values of "
-    "a tensor"
+    "a branch, a loop, a length or a number (if, while, .item(), .tolist(), float()) depends on the values "
+    "of a tensor"
 )
 _KEEP_OUT = (
     "express it with torch.where or torch.cond, give the number as an argument of its own, or pickle the "

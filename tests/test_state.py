@@ -274,7 +274,42 @@ class Dropout(Layer):
         return F.dropout(self.a(x), training=self.training)
 
 
+class FrozenParameter(Layer):
+    def keep(self):
+        self.w = nn.Parameter(torch.zeros(2, 32), requires_grad=False)
+
+    def forward(self, x):
+        self.w.add_(x)
+        return self.a(self.w)
+
+
+class Kept:
+    def __init__(self) -> None:
+        self.k = torch.zeros(2, 32)
+
+
+class InAnObject(Layer):
+    def keep(self):
+        self.cache = Kept()
+
+    def forward(self, x):
+        self.cache.k = self.cache.k + x
+        return self.a(self.cache.k)
+
+
+class InNumpy(Layer):
+    def keep(self):
+        self.n = np.zeros(1)
+
+    def forward(self, x):
+        self.n += 1
+        return self.a(x) * float(self.n[0])
+
+
 UNFIT = {
+    FrozenParameter: (ExportError, "w is a parameter"),
+    InAnObject: (ExportError, "cache.k lies in"),
+    InNumpy: (ExportError, "n is a ndarray"),
     NoneAtFirst: (ExportError, "None before the first call"),
     Growing: (ExportError, "float32.5, 32. where it was float32.1, 32."),
     InAList: (ExportError, "k is a list"),
@@ -287,9 +322,16 @@ UNFIT = {
 @pytest.mark.parametrize("kind", UNFIT)
 def test_what_cannot_be_an_input_is_refused_with_a_next_step(kind, tmp_path):
     error, message = UNFIT[kind]
+    model = made(kind)
     with pytest.raises(error, match=message):
-        export(made(kind), tmp_path / "m.onnx", example_inputs=(X,), state="inputs")
+        export(model, tmp_path / "m.onnx", example_inputs=(X,), state="inputs")
     assert not list(tmp_path.iterdir())
+    if kind is FrozenParameter:
+        assert not model.w.any()
+    elif kind is InAnObject:
+        assert not model.cache.k.any()
+    elif kind is InNumpy:
+        assert model.n == 0
 
 
 class Overwritten(Layer):
