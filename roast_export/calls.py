@@ -66,6 +66,8 @@ class PlainModel(nn.Module):
         self.positional = positional
         self.ties: list[tuple[Axis, Axis]] = []
         """Dimensions that must have one length; a trace gives them one symbol."""
+        self.fixed_at: dict[Axis, str] = {}
+        """The lines that were seen to make a number of a dimension, which fixes it."""
         self.facts = list(facts)
         self.__class__ = type(type(model).__name__, (type(self),), {"forward": _forward_of(self.names)})
 

@@ -24,10 +24,13 @@ def fixed_lengths(model: nn.Module, program: Program, example: dict[str, Tensor]
     if not found:
         return []
     places = ", ".join(f"{name}:{axis} is fixed at {example[name].shape[axis]}" for name, axis in found)
+    seen = getattr(model, "fixed_at", {})
+    lines = ", ".join(dict.fromkeys(seen[axis] for axis in found if axis in seen))
+    at = f" at {lines}" if lines else ""
     return [
-        f"{places}: the model takes other lengths, but its code makes a plain number of this one (a loop in "
-        "Python, a window, a branch), and so every file has it. Write that part as a tensor operation, or "
-        "save one archive for each length and pad the inputs to it."
+        f"{places}: the model takes other lengths, but its code makes a plain number of this one (a loop "
+        f"in Python, a window, a branch){at}, and so every file has it. Write that part as a tensor "
+        "operation, or save one archive for each length and pad the inputs to it."
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Collection
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from roast_export.calls import Axis, Hole, Inputs, PlainModel, by_name, plain, run, split
 from roast_export.dimensions import Axes, flat_shapes, named_axes
 from roast_export.errors import ExportError, InputError
+from roast_export.length_lines import length_lines
 from roast_export.modes import checked_lengths, quiet, traceable_experts
 from roast_export.modules import virtual_weights
 from roast_export.plain_program import legal_names, name_inputs
@@ -215,6 +216,7 @@ def _traced(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any
 
 
 def _exported(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any]) -> ExportedProgram:
+    lines: dict[Axis, str] = {}
     try:
         # torch.export prints the graph that it could not finish to stderr.
         with (
@@ -223,6 +225,7 @@ def _exported(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, A
             any_length(),
             traceable_experts(model.__dict__["original"]),
             WholePooling(),
+            length_lines(lines),
             redirect_stderr(io.StringIO()),
             torch.no_grad(),
         ):
@@ -234,12 +237,22 @@ def _exported(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, A
         torch._dynamo.exc.UserError,
         torch.fx.experimental.symbolic_shapes.ConstraintViolationError,
     ) as error:
-        raise InputError(_fixed(error, model.names)) from error
+        raise InputError(_fixed(error, lines or _lines(model, example, shapes))) from error
     except Exception as error:
         raise ExportError(explain(error)) from error
+    model.fixed_at |= lines
     legal_names(program)
     name_inputs(program, model.names)
     return program
+
+
+def _lines(model: PlainModel, example: dict[str, Tensor], shapes: dict[str, Any]) -> dict[Axis, str]:
+    """The lines that fix lengths. Only a trace that is free to fix them finds those."""
+    free = {name: dict.fromkeys(range(v.dim()), Dim.AUTO) or None for name, v in example.items()}
+    if shapes != free:
+        with suppress(InputError, ExportError):
+            _exported(model, example, free)
+    return model.fixed_at
 
 
 def retrace(
@@ -298,10 +311,12 @@ def _without_ones(
     return wide
 
 
-def _fixed(error: BaseException, names: list[str]) -> str:
+def _fixed(error: BaseException, lines: dict[Axis, str]) -> str:
     """Which dimension torch.export found to be fixed, in one sentence."""
-    found = re.search(r"inputs\['(\w+)'\](?:\[\d+\])?\.shape\[(\d+)\]", str(error))
+    found = re.search(r"\['(\w+)'\](?:\[\d+\])?\.(?:shape|size\(\))\[(\d+)\]", str(error))
     which = f"input {found[1]!r}, axis {found[2]}" if found else "a dimension asked to be dynamic"
     length = re.search(r"hint of (\d+)", str(error))
     at = f" at {length[1]}" if length else ""
-    return f"{which} is fixed by the model{at}; leave it out of dynamic_shapes (--dynamic)"
+    line = lines.get((found[1], int(found[2]))) if found else None
+    by = f", which makes a number of it at {line}" if line else ""
+    return f"{which} is fixed by the model{at}{by}; leave it out of dynamic_shapes (--dynamic)"

@@ -69,15 +69,18 @@ def _cause(error: BaseException, files: list[str]) -> tuple[str, str]:
 
 def _place(frames: traceback.StackSummary) -> str:
     """The innermost line of the model's own code, if there is one."""
-    own = [frame for frame in frames if _is_own(frame.filename)]
-    if not own:
-        return ""
-    last = own[-1]
-    line = f": {last.line.strip()}" if last.line else ""
-    return f", at {_short(last.filename)}:{last.lineno} in {last.name}{line}"
+    own = [frame for frame in frames if is_own(frame.filename)]
+    return f", at {place_of(own[-1])}" if own else ""
 
 
-def _is_own(file: str) -> bool:
+def place_of(frame: traceback.FrameSummary) -> str:
+    """Such as "net.py:7 in forward: y = x[0]"."""
+    line = f": {frame.line.strip()}" if frame.line else ""
+    return f"{_short(frame.filename)}:{frame.lineno} in {frame.name}{line}"
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is a model's code."""
     return not file.startswith(("<", *_LIBRARIES))
 
 
