@@ -8,6 +8,9 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+PARTS = {ir.DataType.COMPLEX64: ir.DataType.FLOAT, ir.DataType.COMPLEX128: ir.DataType.DOUBLE}
+"""Complex numbers are pairs of these in what torch.onnx writes."""
+
 
 def doubles(standard: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
     """Translations for torch.onnx. standard: the onnxscript opset of the file."""
@@ -20,7 +23,10 @@ def doubles(standard: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
     def scalar_tensor(
         s: Any, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False
     ) -> Any:
-        return number(s, ir.DataType.FLOAT if dtype == -1 else ir.DataType(dtype))
+        kind = ir.DataType.FLOAT if dtype == -1 else ir.DataType(dtype)
+        if kind in PARTS and isinstance(s, int | float | complex):
+            return standard.Constant(value=ir.tensor([complex(s).real, complex(s).imag], dtype=PARTS[kind]))
+        return number(s, kind)
 
     def full(
         size: Any,
