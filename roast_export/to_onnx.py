@@ -49,6 +49,7 @@ from roast_export.program import VirtualLayer, input_names, layers_of, output_na
 from roast_export.ranges import RANGES, named_ranges
 from roast_export.recurrent_shapes import any_length
 from roast_export.stateful import STATE, state_of
+from roast_export.untranslatable import explain
 
 DEFAULT_OPSET = 20
 OPSETS = range(onnx_ops.LOWEST_OPSET, 24)
@@ -194,10 +195,7 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ExportError(f"torch.onnx cannot translate this model: {str(cause).splitlines()[0]}") from error
+        raise ExportError(explain(error, program)) from error
     assert exported is not None
     return exported.model
 
