@@ -134,7 +134,7 @@ def test_a_file_stays_small(form, tmp_path):
 def test_control_a_file_that_is_too_large_is_refused(executorch, tmp_path, monkeypatch):
     monkeypatch.setattr(size, "GRAPH_BYTES", -(1 << 20))
     program = torch.export.export(Weight(TABLE), (torch.zeros(1),))
-    with pytest.raises(ExportError, match=r"w\.pte: the file has \d+ bytes beside its tensors, more than -\d+"):
+    with pytest.raises(ExportError, match=r"has \d+ bytes beside its tensors, more than -\d+"):
         to_executorch.write(program, tmp_path / "w.pte")
     assert not (tmp_path / "w.pte").exists()
 
