@@ -104,8 +104,13 @@ def write_int8(path: Path, dense: Path) -> None:
     """What onnxruntime's own tool makes of the dense file: weights int8, inputs quantised in each run."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logging.getLogger().setLevel(logging.ERROR)  # it advises preprocessing at every call
-    quantize_dynamic(dense, path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    log = logging.getLogger()
+    level = log.level
+    log.setLevel(logging.ERROR)  # it advises preprocessing at every call
+    try:
+        quantize_dynamic(dense, path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    finally:
+        log.setLevel(level)
 
 
 def write_int4(path: Path, weight: np.ndarray) -> None:

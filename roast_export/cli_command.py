@@ -70,8 +70,13 @@ def _calm(debug: bool) -> Iterator[None]:
     shown = logging.StreamHandler()
     shown.setFormatter(_Printable("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[shown], level=logging.INFO if debug else logging.ERROR)
-    logging.getLogger("roast_export").setLevel(logging.INFO if debug else logging.WARNING)
-    with warnings.catch_warnings():
-        if not debug:
-            warnings.simplefilter("ignore")
-        yield
+    own = logging.getLogger("roast_export")
+    level = own.level
+    own.setLevel(logging.INFO if debug else logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        own.setLevel(level)

@@ -61,7 +61,7 @@ def hold_to_module(model: nn.Module, program: Program, inputs: Inputs) -> Truth:
     """
     truth = Truth()
     if isinstance(model, LoadedProgram):
-        _refuse_stored_state(model)
+        _refuse_stored_state(model, program, inputs)
         return truth
     if not isinstance(program, ExportedProgram):
         return truth
@@ -142,10 +142,14 @@ def _refuse_state(run: Runs, example: dict[str, Tensor]) -> None:
     _refuse_written(run, written)
 
 
-def _refuse_stored_state(model: LoadedProgram) -> None:
-    """Refuse the trace of an archive that somebody else has written if it keeps state between calls."""
-    example = dict(
-        zip(input_names(model.program), pytree.tree_leaves(model.program.example_inputs), strict=True)
+def _refuse_stored_state(model: LoadedProgram, program: Program, inputs: Inputs) -> None:
+    """Refuse the trace of an archive that somebody else has written if it keeps state between calls.
+
+    inputs: what the caller gave; without them the archive has its own.
+    """
+    own = pytree.tree_leaves(model.program.example_inputs)
+    example = (
+        flat_inputs(program, inputs) if inputs else dict(zip(input_names(model.program), own, strict=True))
     )
     snapshot = Snapshot(model.graph)
     outputs_of(model, model.program, example)

@@ -94,7 +94,7 @@ KINDS = {
     "attributes of its own": (Watched, {"inner.weight"}),
     "a linear layer that doubles": (lambda: Doubling(64, 64), {"weight"}),
     "a linear layer that turns its weight": (lambda: Turned(64, 64), {"weight"}),
-    "compiled": (lambda: torch.compile(nn.Linear(64, 64), backend="eager"), {"_orig_mod.weight"}),
+    "compiled": (lambda: torch.compile(nn.Linear(64, 64), backend="eager"), {"weight"}),
 }
 
 
