@@ -110,7 +110,7 @@ def compare_measured(
     with np.errstate(all="ignore"):
         difference = np.where(counts & (a != b), np.abs(a - b), 0.0)
         share = np.where(difference > 0, difference / bound, 0.0)
-    found, allowed = _together(share, counts)
+    found, allowed = _together(share, counts, a)
     if found <= allowed:
         return check
     note = (
@@ -120,19 +120,27 @@ def compare_measured(
     return replace(check, passed=False, note=note)
 
 
-def _together(share: NDArray[np.float64], counts: NDArray[np.bool_]) -> tuple[float, float]:
-    """The root mean square of shares, and what is allowed, where it is largest: over all or at one place."""
+def _together(share: NDArray[np.float64], counts: NDArray[np.bool_], values: Array) -> tuple[float, float]:
+    """The root mean square of shares, and what is allowed, where it is largest: over all or at one place.
+
+    Elements of one value are one element: where all rows of an input are alike, all have one rounding.
+    """
     every = tuple(range(share.ndim))
-    groups = [every, *(every[:k] + every[k + 1 :] for k in every if share.ndim > 1)]
     worst = (0.0, 1.0)
-    for axes in groups:
+    for axis in (None, *(every if share.ndim > 1 else ())):
+        axes = tuple(k for k in every if k != axis)
         n = np.asarray(counts.sum(axis=axes)).reshape(-1)
         squares = np.asarray((share**2).sum(axis=axes)).reshape(-1)
-        found = np.sqrt(squares[n >= FEWEST] / n[n >= FEWEST])
-        allowed = TOGETHER + 1 / np.sqrt(n[n >= FEWEST])
+        places = np.flatnonzero(n >= FEWEST)
+        found = np.sqrt(squares[places] / n[places])
+        allowed = TOGETHER + 1 / np.sqrt(n[places])
+        for k in np.flatnonzero(found > allowed):
+            at = ... if axis is None else (slice(None),) * axis + (places[k],)
+            different = len(np.unique(values[at][counts[at]]))
+            allowed[k] = TOGETHER + 1 / np.sqrt(different) if different >= FEWEST else np.inf
         if found.size:
-            k = int(np.argmax(found / allowed))
-            worst = max(worst, (float(found[k]), float(allowed[k])), key=lambda pair: pair[0] / pair[1])
+            top = int(np.argmax(found / allowed))
+            worst = max(worst, (float(found[top]), float(allowed[top])), key=lambda pair: pair[0] / pair[1])
     return worst
 
 

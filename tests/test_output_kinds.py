@@ -125,7 +125,8 @@ class OfParts(nn.Module):
 
 def test_many_small_differences_are_refused_together():
     """Each is within its bound; rounding would move one this way and the next another."""
-    expected, bound = np.ones((40, 30), np.float32), np.full((40, 30), 1e-4)
+    expected = np.linspace(1, 1.5, 1200, dtype=np.float32).reshape(40, 30)
+    bound = np.full((40, 30), 1e-4)
     noise = np.random.default_rng(0).normal(size=expected.shape).astype(np.float32)
 
     def verdict(actual, compare=compare_measured):
@@ -152,3 +153,16 @@ def test_a_proof_accepts_less_than_the_bound():
     check = compare_measured("r", "y", "c", expected, wrong, bound)
     assert not check.passed
     assert check.bound == pytest.approx(7e-5)
+
+
+def test_rows_that_are_alike_are_one_row():
+    """One rounding in sixty-four equal rows is no sixty-four roundings; in rows that differ it is."""
+    row, bound = np.linspace(1, 1.5, 4, dtype=np.float32), 1e-5
+    shift = np.float32(0.5e-5) * np.array([1, 0, 0, 0], np.float32)
+    alike = np.tile(row, (64, 1))
+    bounds = np.full(alike.shape, bound)
+    assert compare_measured("r", "y", "c", alike, alike + shift, bounds).passed
+    other = alike + np.linspace(0, 0.4, 64, dtype=np.float32)[:, None]
+    check = compare_measured("r", "y", "c", other, other + 1.2 * shift, bounds)
+    assert not check.passed
+    assert "together" in check.note
