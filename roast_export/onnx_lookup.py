@@ -104,8 +104,8 @@ def _hash(name: str, out: str) -> str:
     )
 
 
-NARROW = (
-    """
+# An id outside the table makes `hit` 1, which is outside the one-element vector: the runtime refuses.
+CHECKED_IDS = """
         rows1, dim1 = Split <axis = 0> (shape, ones2)
         below = Less (ids, zero)
         above = GreaterOrEqual (ids, rows1)
@@ -116,7 +116,11 @@ NARROW = (
         checked = Gather <axis = 0> (zeros1, hit)
         ids_checked = Add (ids, checked)
         column = Constant <value_ints = [-1, 1]> ()
-        ids_column = Reshape (ids_checked, column)
+        ids_column = Reshape (ids_checked, column)"""
+
+NARROW = (
+    CHECKED_IDS
+    + """
         dim = Squeeze (dim1)
         run = Range (zero, dim, unit)
         origin_r, origin_c = Split <axis = 0> (origin, ones2)

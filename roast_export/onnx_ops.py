@@ -328,21 +328,10 @@ _GATHER = (
         result = Reshape (cropped, shape)"""
 )
 
-# An id outside the table makes `hit` 1, which is outside the one-element vector: the runtime refuses.
 _EMBEDDING = (
     _CONSTANTS
+    + onnx_lookup.CHECKED_IDS
     + """
-        rows1, dim1 = Split <axis = 0> (shape, ones2)
-        below = Less (ids, zero)
-        above = GreaterOrEqual (ids, rows1)
-        outside = Or (below, above)
-        outside64 = Cast <to = 7> (outside)
-        n_outside = ReduceSum <keepdims = 0> (outside64)
-        hit = Min (n_outside, one)
-        checked = Gather <axis = 0> (zeros1, hit)
-        ids_checked = Add (ids, checked)
-        column = Constant <value_ints = [-1, 1]> ()
-        ids_column = Reshape (ids_checked, column)
         id_place = Mul (ids_column, dim1)
         dim = Squeeze (dim1)
         run = Range (zero, dim, unit)

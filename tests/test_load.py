@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 
 from roast_export import compress, load, save
 from roast_export.errors import ExportError, InputError, LoadError
@@ -678,7 +678,7 @@ class Unsure(nn.Module):
         return x + 1 if float(x.sum()) > 0 else x - 1
 
 
-@torch.library.custom_op("another_package::twice", mutates_args=())
+@library.custom_op("another_package::twice", mutates_args=())
 def twice(x: torch.Tensor) -> torch.Tensor:
     return x * 2
 
