@@ -15,17 +15,19 @@ import copy
 import inspect
 import json
 import logging
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from roast_export.errors import LoadError
+from roast_export.file_kind import check_members
+from roast_export.reading import opened, path_of
 
-INDEX = ".index.json"
 ENTRIES = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights")
 """Names of the entry that holds the model, the first that is there."""
 
@@ -85,8 +87,8 @@ def _by_name(arguments: Any) -> dict[str, Any]:
     return dict(arguments) if named else {}
 
 
-def safetensors_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file. Raises LoadError if it is damaged."""
+def safetensors_state(file: BinaryIO, path: Path) -> dict[str, Any]:
+    """The tensors of an open .safetensors file. path: its name. Raises LoadError if it is damaged."""
     try:
         from safetensors.torch import load_file
     except ImportError as error:
@@ -94,22 +96,23 @@ def safetensors_state(path: Path) -> dict[str, Tensor]:
             f"{path} needs the package safetensors; run `pip install 'roast-export[huggingface]'`"
         ) from error
     try:
-        state: dict[str, Tensor] = load_file(path)
+        state: dict[str, Any] = load_file(path_of(file, path))
     except Exception as error:
         raise LoadError(f"{path} is truncated or damaged ({error}); copy it again") from error
     return state
 
 
-def indexed_state(path: Path) -> dict[str, Any]:
-    """The tensors of all the files that an index names.
+def indexed_state(file: BinaryIO, path: Path) -> dict[str, Any]:
+    """The tensors of all the files that an open index names. path: of the index.
 
     Raises:
         LoadError: the index is malformed, or one of its files is missing, damaged or runs code.
     """
     try:
-        files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        parts = [path.parent / Path(name).name for name in files]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        file.seek(0)
+        names = sorted(set(json.loads(file.read().decode())["weight_map"].values()))
+        parts = [path.parent / Path(name).name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError(
             f"{path} is no index of weights: it has no weight_map; give the file itself"
         ) from error
@@ -117,14 +120,21 @@ def indexed_state(path: Path) -> dict[str, Any]:
     for part in parts:
         if not part.is_file():
             raise LoadError(f"{path} names {part.name}, which is not beside it; copy all of its files")
-        if part.suffix == ".safetensors":
-            state |= safetensors_state(part)
-            continue
-        try:
-            state |= torch.load(part, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise LoadError(f"{part} cannot be read as a state dict ({_first_line(error)})") from error
+        with opened(part) as opened_part:
+            state |= _part_state(opened_part, part)
     return state
+
+
+def _part_state(file: BinaryIO, path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        return safetensors_state(file, path)
+    if zipfile.is_zipfile(file):
+        check_members(file, path)
+    file.seek(0)
+    try:
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise LoadError(f"{path} cannot be read as a state dict ({_first_line(error)})") from error
 
 
 def built(factory: Any, arguments: Mapping[str, Any], name: str) -> nn.Module:

@@ -14,6 +14,7 @@ from roast_export.cli_command import RoastCommand
 from roast_export.cli_folder import check_options, compress_into, export_folder, part_for, task_option
 from roast_export.cli_options import (
     bound_options,
+    check_file,
     check_output,
     check_report,
     debug_option,
@@ -200,9 +201,8 @@ def verify_command(
 ) -> None:
     """Compare each EXPORTED file with MODEL in every runtime at hand."""
     check_report(report_path, model, *exported)
-    missing = [str(path) for path in exported if not path.is_file()]
-    if missing:
-        raise InputError(f"{missing[0]}: there is no such file")
+    for path in exported:
+        check_file(path)
     examples: Any = merge_inputs(specs, inputs_file)
     if is_folder(model):
         check_options({"--model": factory, "--facts": facts, "--keep-dense": keep_dense})

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
+from roast_export import reading
 from roast_export.all_runtimes import all_runtimes
 from roast_export.errors import ExportError, InputError, VerificationError
 from roast_export.import_report import import_report
@@ -154,11 +155,18 @@ def check_output(output: Path, model: Path, *, folder: bool = False) -> None:
         raise ExportError(f"the folder {output.parent} does not exist; create it or choose another with -o")
 
 
+def check_file(path: Path) -> None:
+    """Refuse before the long work what is no file, and what may not be read."""
+    with reading.opened(path, error=InputError):
+        pass
+
+
 def check_report(path: Path | None, *others: Path) -> None:
     if path is None:
         return
     if path.suffix not in REPORT_SUFFIXES:
         raise InputError(f"--report {path}: the name must end in one of {', '.join(REPORT_SUFFIXES)}")
+    reading.refuse_special(path, error=InputError)
     if path.is_dir() or path.resolve() in [other.resolve() for other in others]:
         raise InputError(f"--report {path}: this is a folder, the model or the output; choose another name")
 

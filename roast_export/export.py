@@ -20,6 +20,7 @@ from roast_export.dimensions import EVERY_OTHER, dim_names, flat_shapes
 from roast_export.errors import InputError, VerificationError
 from roast_export.files import replacing
 from roast_export.gate import describe, size_check
+from roast_export.open_file import open_artifact
 from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of
 from roast_export.report import Report
 from roast_export.restrict import check_bounded, fixed_of
@@ -33,7 +34,7 @@ from roast_export.to_pt2 import write_pt2
 from roast_export.to_torchscript import write_torchscript
 from roast_export.trace import prepared
 from roast_export.truth import hold_to_module
-from roast_export.verify import Progress, complete, example_of, open_artifact, program_of, prove
+from roast_export.verify import Progress, complete, example_of, program_of, prove
 from roast_export.wrappers import bare
 
 TARGETS = {

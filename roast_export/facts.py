@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from roast_export.errors import InputError
+from roast_export.reading import opened
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,13 @@ def read_facts(given: Facts | Mapping[str, Any] | str | os.PathLike[str] | None)
         return _checked(given, "facts")
     path = Path(given)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        with opened(path, error=InputError, wanted="name a .toml or .json file") as file:
+            text = file.read().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read: {error}; write it in UTF-8") from error
     try:
         content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no valid {path.suffix.lstrip('.') or 'toml'}: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a table with 'defaults' and 'layers'")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from roast_export.dimensions import EVERY_OTHER, parse_dimension
 from roast_export.errors import InputError
+from roast_export.reading import opened
 
 DTYPES = {
     "float16": torch.float16,
@@ -99,19 +102,29 @@ def read_inputs(path: str | Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing, is no .npz, or holds something that torch has no dtype for.
     """
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"--inputs {path}: this is one array without a name; save it with numpy.savez")
-        with archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise InputError(f"--inputs {path}: there is no such file") from error
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise InputError(f"--inputs {path}: cannot be read as .npz ({error}); see numpy.savez") from error
+    says = "--inputs "
+    with opened(path, error=InputError, says=says, wanted="save arrays with numpy.savez") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+            named = isinstance(archive, np.lib.npyio.NpzFile)
+            arrays = {name: archive[name] for name in archive.files} if named else {}
+        except _DAMAGE as error:
+            raise InputError(f"{says}{path}: cannot be read as .npz ({error}); see numpy.savez") from error
+    if not named:
+        raise InputError(f"{says}{path}: this is one array without a name; save it with numpy.savez")
     if not arrays:
-        raise InputError(f"--inputs {path}: holds no arrays")
+        raise InputError(f"{says}{path}: holds no arrays; see numpy.savez")
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"{says}{path}: the member {name!r} is no array; see numpy.savez")
     return {name: _to_tensor(path, name, array) for name, array in arrays.items()}
+
+
+_DAMAGE = (
+    OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error, SyntaxError, TokenError, OverflowError,
+    RuntimeError, TypeError, MemoryError, AttributeError,
+)  # fmt: skip
+"""What numpy and zipfile raise on bytes that are not theirs; numpy parses a header as Python's literals."""
 
 
 def _to_tensor(path: str | Path, name: str, array: np.ndarray) -> Tensor:

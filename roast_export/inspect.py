@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from collections.abc import Mapping as Named
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -18,6 +19,7 @@ from roast_export.import_report import ImportReport
 from roast_export.load import look
 from roast_export.onnx_ops import DOMAIN, OPERATORS, array_of, mapping_of
 from roast_export.printable import one_line, printable
+from roast_export.reading import opened
 from roast_export.report import Layer
 from roast_export.report_text import MAX_LAYERS, bytes_text, count, shape_text, table
 from roast_export.runtimes import native_unavailable
@@ -94,20 +96,19 @@ def inspect(
         LoadError: the file is missing, is no model, or has a damaged node or layer.
     """
     path = Path(path)
-    if not path.is_file():
-        raise LoadError(f"{path}: there is no such file")
-    if path.suffix.lower() == ".onnx":
-        return _inspect_onnx(path)
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if path.suffix.lower() == ".onnx":
+            return _inspect_onnx(path, file)
     found, imported = look(path, model=model, trust=trust, facts=facts)
-    size = path.stat().st_size
     if imported is not None:
         return Inspection(str(path), "PyTorch", size, imported=imported)
     return Inspection(str(path), "PyTorch", size, summary=summary(found))
 
 
-def _inspect_onnx(path: Path) -> Inspection:
+def _inspect_onnx(path: Path, file: BinaryIO) -> Inspection:
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = onnx.load(file, load_external_data=False)
     except (DecodeError, ValueError, OSError) as error:
         raise LoadError(f"{path} cannot be read as ONNX ({error}); it may be damaged or cut off") from error
     if not proto.graph.node and not proto.graph.initializer:
@@ -126,7 +127,7 @@ def _inspect_onnx(path: Path) -> Inspection:
     return Inspection(
         path=str(path),
         kind="ONNX",
-        file_bytes=path.stat().st_size + _external_bytes(path, proto),
+        file_bytes=os.fstat(file.fileno()).st_size + _external_bytes(path, proto),
         layers=layers,
         arrays=arrays,
         kept_bytes=sum(_tensor_bytes(path, t) for name, t in tensors.items() if name not in arrays),

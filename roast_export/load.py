@@ -22,19 +22,21 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
 from roast_export.archive import ARCHIVE_NOTE, runs_code
-from roast_export.checkpoint import INDEX, Checkpoint, built, indexed_state, model_in, safetensors_state
+from roast_export.checkpoint import Checkpoint, built, indexed_state, model_in, safetensors_state
 from roast_export.errors import InputError, LoadError
 from roast_export.facts import Facts, read_facts
+from roast_export.file_kind import ARCHIVE, PICKLE, SAFETENSORS, SHARDS, check_members, kind_of
 from roast_export.golden import MEMBER, from_text
 from roast_export.import_report import ImportReport
 from roast_export.importers import convert, research_layers, survey
 from roast_export.program import LoadedProgram, quiet
+from roast_export.reading import copied, opened
 from roast_export.state_layers import bare_model, describe, fill
 from roast_export.wrappers import unwrapped
 
@@ -95,15 +97,16 @@ def look(
 
 def _open(path: Path, model: str | None, trust: bool, *, alone: bool = False) -> nn.Module:
     """The module in a file, before any conversion. alone: a state dict may do without a factory."""
-    kind = _kind(path)
-    if kind == "export archive":
-        return _open_archive(path, trust)
-    if kind == "torch pickle":
-        return _open_pickle(path, model, trust, alone)
-    if kind == "a safetensors file":
-        return _filled(Checkpoint(dict(safetensors_state(path))), path, model, alone)
-    if kind == "an index of weights":
-        return _filled(Checkpoint(indexed_state(path)), path, model, alone)
+    with opened(path, wanted=_WANTED) as file:
+        kind = kind_of(file, path)
+        if kind == ARCHIVE:
+            return _open_archive(file, path, trust)
+        if kind == PICKLE:
+            return _open_pickle(file, path, model, trust, alone)
+        if kind == SAFETENSORS:
+            return _filled(Checkpoint(safetensors_state(file, path)), path, model, alone)
+        if kind == SHARDS:
+            return _filled(Checkpoint(indexed_state(file, path)), path, model, alone)
     raise LoadError(f"{path} is {kind}; {_NEXT_STEP.get(kind, _WANTED)}")
 
 
@@ -128,65 +131,24 @@ _NEXT_STEP = {
     "a TorchScript archive": "export from the Python model it was made from",
     "an ONNX model": "it is exported already; roast-inspect and roast-verify read it",
     "an ORT-format model": "it is exported already",
+    "an ExecuTorch program": "it is exported already",
 }
 
 
-def _kind(path: Path) -> str:
-    if path.is_dir():
-        return "a folder"
+def _open_archive(file: BinaryIO, path: Path, trust: bool) -> nn.Module:
+    with copied(file, path) as copy:
+        check_members(copy, path)
+        return _load_archive(copy, path, trust)
+
+
+def _load_archive(copy: Path, path: Path, trust: bool) -> nn.Module:
+    """The archive in `copy`, which nobody else writes to and which messages call `path`."""
     try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except FileNotFoundError:
-        raise LoadError(f"{path} does not exist") from None
-    except OSError as error:
-        raise LoadError(f"cannot read {path}: {error.strerror}") from error
-    if not head:
-        return "empty"
-    if head.startswith(b"PK"):
-        return _zip_kind(path)
-    if head[4:8] == b"ORTM":
-        return "an ORT-format model"
-    if head.startswith(b"GGUF"):
-        return "a GGUF file"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
-        return "a safetensors file"
-    if path.name.endswith(INDEX):
-        return "an index of weights"
-    if path.suffix == ".onnx":
-        return "an ONNX model"
-    if head[0] == 0x80:
-        return "torch pickle"
-    printable = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
-    return "a text file" if printable > 0.95 * len(head) else "of no kind known here"
-
-
-def _zip_kind(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-        raise LoadError(f"{path} is truncated or damaged ({error}); copy it again") from error
-    if damaged:
-        raise LoadError(f"{path} is damaged in its member {damaged}; copy it again")
-    inner = {name.partition("/")[2] for name in names}
-    if "archive_format" in inner or "serialized_exported_program.json" in names:
-        return "export archive"
-    if "constants.pkl" in inner:
-        return "a TorchScript archive"
-    if "data.pkl" in inner:
-        return "torch pickle"
-    return "a numpy archive" if any(name.endswith(".npy") for name in names) else "a zip file without a model"
-
-
-def _open_archive(path: Path, trust: bool) -> nn.Module:
-    try:
-        reason = None if trust else runs_code(path)
+        reason = None if trust else runs_code(copy)
         if reason is None:
             with quiet():
                 extra = {ARCHIVE_NOTE: "", MEMBER: ""}
-                program = torch.export.load(path, extra_files=extra)
+                program = torch.export.load(copy, extra_files=extra)
                 loaded = LoadedProgram(program, _facts(extra[ARCHIVE_NOTE]))
                 loaded.roast_errors = _errors(extra[ARCHIVE_NOTE])
                 loaded.goldens = from_text(extra[MEMBER]) if extra[MEMBER] else []
@@ -217,17 +179,20 @@ def _errors(note: str | bytes) -> dict[str, float]:
         return {}
 
 
-def _open_pickle(path: Path, model: str | None, trust: bool, alone: bool) -> nn.Module:
+def _open_pickle(file: BinaryIO, path: Path, model: str | None, trust: bool, alone: bool) -> nn.Module:
+    if zipfile.is_zipfile(file):
+        check_members(file, path)
+    file.seek(0)
     try:
         with quiet():
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not trust:
             raise LoadError(
                 f"{path} is a pickled object, and unpickling runs code from the file; add --trust "
                 f"(trust=True) if you trust where it comes from{_needed(error)}"
             ) from error
-        content = _unpickle(path)
+        content = _unpickle(file, path)
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LoadError(f"{path} is truncated or damaged ({message}); copy it again") from error
@@ -262,10 +227,11 @@ def _needed(error: BaseException) -> str:
     return f" (it asks for {found.group(1)})" if found else ""
 
 
-def _unpickle(path: Path) -> Any:
+def _unpickle(file: BinaryIO, path: Path) -> Any:
     _see_working_folder()
+    file.seek(0)
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        return torch.load(file, map_location="cpu", weights_only=False)
     except (ModuleNotFoundError, AttributeError) as error:
         raise LoadError(f"{path} needs its model's code: {error}; put it on PYTHONPATH") from error
     except Exception as error:

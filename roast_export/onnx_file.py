@@ -19,6 +19,7 @@ from roast_export.artifact import Artifact, Tell, expected_layer
 from roast_export.calls import plain_name
 from roast_export.cases import Case
 from roast_export.compare import failed
+from roast_export.data_file import tensors_of
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
 from roast_export.onnx_lookup import is_narrow
@@ -167,14 +168,8 @@ def _needs_int64(nodes: list[onnx.NodeProto]) -> bool:
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:
-    for graph in onnx_ops.graphs_of(proto.graph):
-        for tensor in graph.initializer:
-            yield tensor.name, onnx.numpy_helper.to_array(tensor)
-    inner = (node for function in proto.functions for node in function.node)
-    for node in [*onnx_ops.nodes_of(proto.graph), *inner]:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t.name, onnx.numpy_helper.to_array(attribute.t)
+    for tensor in tensors_of(proto):
+        yield tensor.name, onnx.numpy_helper.to_array(tensor)
 
 
 def layer_of(node: onnx.NodeProto) -> Layer:

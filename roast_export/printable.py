@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -31,18 +32,23 @@ def message(text: str) -> str:
 
 def printable(value: T) -> T:
     """A copy of a report, or of any dataclass, list, tuple or dict, with `one_line` of each string in it."""
+    return changed(value, one_line)
+
+
+def changed(value: T, change: Callable[[str], str]) -> T:
+    """A copy of a dataclass, list, tuple or dict with `change` of each string in it, keys among them."""
     found: Any = value
     if isinstance(value, str):
-        found = one_line(value)
+        found = change(value)
     elif is_dataclass(value) and not isinstance(value, type):
-        parts = {field.name: printable(getattr(value, field.name)) for field in fields(value) if field.init}
+        parts = {f.name: changed(getattr(value, f.name), change) for f in fields(value) if f.init}
         found = replace(value, **parts)
     elif isinstance(value, dict):
-        found = {printable(key): printable(item) for key, item in value.items()}
+        found = {changed(key, change): changed(item, change) for key, item in value.items()}
     elif isinstance(value, list):
-        found = list(map(printable, value))
+        found = [changed(item, change) for item in value]
     elif isinstance(value, tuple):
-        found = tuple(map(printable, value))
+        found = tuple(changed(item, change) for item in value)
     return cast("T", found)
 
 

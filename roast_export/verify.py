@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +18,8 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from roast_export import gate, pte_file
+from roast_export import gate
 from roast_export.all_runtimes import all_runtimes, optional_runtimes
-from roast_export.aoti_file import open_aoti_file
 from roast_export.arrays import array_of
 from roast_export.artifact import Artifact, expected_layer
 from roast_export.calls import PlainModel, facts_of
@@ -30,9 +28,7 @@ from roast_export.dimensions import Dynamic, dim_names, flat_shapes
 from roast_export.errors import ExportError, InputError, RoastError
 from roast_export.mapping import Mapping
 from roast_export.measure import measure
-from roast_export.note import read_note
-from roast_export.onnx_file import open_onnx
-from roast_export.ort_file import open_ort
+from roast_export.open_file import private_artifact
 from roast_export.outputs import output_checks
 from roast_export.program import (
     Inputs,
@@ -46,12 +42,9 @@ from roast_export.program import (
     output_names,
     signature,
 )
-from roast_export.pt2_file import open_pt2_file
 from roast_export.report import Check, Report
 from roast_export.restrict import fitted, restricted
 from roast_export.runtimes import Runtime
-from roast_export.script_code import script_runs_code
-from roast_export.script_file import open_script_file
 from roast_export.source import source_of
 from roast_export.state import unchanged
 from roast_export.stateful import with_state
@@ -94,45 +87,15 @@ def verify(
         InputError: no example inputs for a live module, or a runtime that is not known.
         RoastError: the file was not written by roast-export.
     """
-    file = open_artifact(Path(path), trust=trust)
-    example_inputs = own_inputs(example_inputs)
-    with bare(model) as model, evaluation(model), unchanged(model):
-        model, example_inputs = prepared_for(file, model, example_inputs)
-        program, example_inputs = program_for(file, model, example_inputs, {})
-        return prove(
-            model, program, file, example_inputs, runtimes, atol, rtol, progress, require, allow_unproved
-        )
-
-
-def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
-    """An exported file by what is in it. Raises RoastError if it is not one of ours.
-
-    trust: the file may be one whose comparison runs code from it.
-    """
-    if not path.is_file():
-        raise RoastError(f"{path} does not exist")
-    if not zipfile.is_zipfile(path):
-        opener = {b"ORTM": open_ort, pte_file.MAGIC: pte_file.open_pte}.get(_head(path)[4:8], open_onnx)
-        return opener(path)
-    target = read_note(path).target
-    if target in ("torchscript", "lite"):
-        reason = None if trust else script_runs_code(path)
-        if reason is not None:
-            raise RoastError(
-                f"{path} could do more than compute ({reason}), and comparing it runs it; add --trust "
-                "(trust=True) if you trust where it comes from"
+    with private_artifact(Path(path), trust=trust) as (file, restored):
+        example_inputs = own_inputs(example_inputs)
+        with bare(model) as model, evaluation(model), unchanged(model):
+            model, example_inputs = prepared_for(file, model, example_inputs)
+            program, example_inputs = program_for(file, model, example_inputs, {})
+            report = prove(
+                model, program, file, example_inputs, runtimes, atol, rtol, progress, require, allow_unproved
             )
-        return open_script_file(path, target)
-    if target == "pt2":
-        return open_pt2_file(path)
-    if target == "aoti" and trust:
-        return open_aoti_file(path)
-    if target == "aoti":
-        raise RoastError(
-            f"{path} holds machine code, and comparing it runs it; add --trust (trust=True) if you trust "
-            "where it comes from"
-        )
-    raise RoastError(f"{path} is of the unknown kind {target!r}; upgrade roast-export")
+        return restored(report)
 
 
 def complete(file: Artifact, program: Program, inputs: Inputs) -> None:
@@ -146,11 +109,6 @@ def complete(file: Artifact, program: Program, inputs: Inputs) -> None:
         kinds = signature(program)
         file.inputs = {name: (kinds[name][0], [*value.shape]) for name, value in example.items()}
         file.outputs = output_names(program)
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(8)
 
 
 def prepared_for(

@@ -11,9 +11,10 @@ from torch import nn
 from roast_export.all_runtimes import all_runtimes
 from roast_export.errors import InputError
 from roast_export.matrix import Matrix
+from roast_export.open_file import private_artifact
 from roast_export.program import Inputs, Program, evaluation
 from roast_export.state import unchanged
-from roast_export.verify import Progress, open_artifact, prepared_for, program_for, prove
+from roast_export.verify import Progress, prepared_for, program_for, prove
 from roast_export.wrappers import bare
 
 
@@ -47,17 +48,18 @@ def verify_all(
     matrix = Matrix(name or type(model).__name__, [], lacking=list(require))
     programs: dict[str, tuple[Program, Inputs | None]] = {}
     for path in paths:
-        file = open_artifact(path, trust=trust)
-        known = {runtime.name for runtime in file.runtimes()}
-        matrix.lacking = [runtime for runtime in matrix.lacking if runtime not in known]
-        # What no file takes is left to the matrix.
-        needed = [runtime for runtime in require if runtime in known]
-        with showing() as progress, bare(model) as model, evaluation(model), unchanged(model):
-            live, example = prepared_for(file, model, example_inputs)
-            program, inputs = program_for(file, live, example, programs)
-            report = prove(
-                live, program, file, inputs, runtimes, atol, rtol, progress, needed, allow_unproved
-            )
+        with private_artifact(path, trust=trust) as (file, restored):
+            known = {runtime.name for runtime in file.runtimes()}
+            matrix.lacking = [runtime for runtime in matrix.lacking if runtime not in known]
+            # What no file takes is left to the matrix.
+            needed = [runtime for runtime in require if runtime in known]
+            with showing() as progress, bare(model) as model, evaluation(model), unchanged(model):
+                live, example = prepared_for(file, model, example_inputs)
+                program, inputs = program_for(file, live, example, programs)
+                report = prove(
+                    live, program, file, inputs, runtimes, atol, rtol, progress, needed, allow_unproved
+                )
+            report = restored(report)
         report.model = matrix.model
         matrix.reports.append(report)
     return matrix

@@ -127,7 +127,7 @@ REFUSED = [
     (["pickled.pt", "--trust", "--input", "other:float32[2,64]"], "other"),
     (["pickled.pt", "--trust", "--input", "input:float32[2,63]"], "does not run on"),
     (["pickled.pt", "--trust", "--inputs", "wrong.npz"], "does not run on"),
-    (["pickled.pt", "--trust", "--inputs", "none.npz"], "no such file"),
+    (["pickled.pt", "--trust", "--inputs", "none.npz"], "none.npz does not exist"),
     (["pickled.pt", "--trust", *X, "--dynamic", "input:7=batch"], "no axis 7"),
     (["pickled.pt", "--trust", *X, "--dynamic", "x:0=batch"], "no input 'x'"),
     (["pickled.pt", "--trust", *X, "--dynamic", "input:1=width"], "fixed by the model"),
@@ -241,7 +241,7 @@ def test_verify_tells_the_right_model_from_another(files, here):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["archive.pt", "gone.onnx"], "no such file"),
+        (["archive.pt", "gone.onnx"], "gone.onnx does not exist"),
         (["archive.pt", "text.pt"], "not an ONNX model"),
         (["missing.pt", "text.pt"], "missing.pt"),
         (["archive.pt", "text.pt", "--atol", "-1"], "-1"),
@@ -265,7 +265,7 @@ def test_inspect_shows_both_kinds_of_file(files, here):
     assert "2 virtual parameters" in archive.stdout
     assert "0.bias" in archive.stdout
     assert_refused(run(cli.inspect_command, files / "pickled.pt"), "--trust")
-    assert_refused(run(cli.inspect_command, files / "missing.pt"), "no such file")
+    assert_refused(run(cli.inspect_command, files / "missing.pt"), "missing.pt does not exist")
 
 
 def test_compress_writes_an_archive_that_exports(files, here):

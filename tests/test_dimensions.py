@@ -14,11 +14,12 @@ from roast_export.dimensions import dim_names
 from roast_export.errors import InputError
 from roast_export.inputs import parse_shapes
 from roast_export.load import load
+from roast_export.open_file import open_artifact
 from roast_export.program import LoadedProgram, flat_inputs, layers_of, signature
 from roast_export.ranges import named_ranges
 from roast_export.restrict import restricted
 from roast_export.trace import trace
-from roast_export.verify import example_of, open_artifact
+from roast_export.verify import example_of
 
 
 class Masked(nn.Module):

@@ -69,7 +69,7 @@ def test_a_damaged_file_is_refused(tmp_path, name, text):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="does not exist"):
         read_facts(tmp_path / "none.toml")
 
 

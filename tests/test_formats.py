@@ -16,9 +16,9 @@ from torch_files import FORMS, edit_pt2, edit_script, rewrite, with_note
 
 import roast_export
 from roast_export.errors import RoastError
+from roast_export.open_file import open_artifact
 from roast_export.program import ROAST_TARGETS, quiet
 from roast_export.report import Measurement
-from roast_export.verify import open_artifact
 
 verifying = importlib.import_module("roast_export.verify")
 forms = pytest.mark.parametrize("form", FORMS)

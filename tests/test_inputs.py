@@ -98,13 +98,13 @@ def _objects(path):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda path: None, "there is no such file"),
+        (lambda path: None, "does not exist"),
         (_text, "cannot be read as .npz"),
         (lambda path: path.write_bytes(b""), "cannot be read as .npz"),
         (_truncated, "cannot be read as .npz"),
         (_one_array, "one array without a name"),
         (_objects, "cannot be read as .npz"),
-        (lambda path: path.mkdir(), "cannot be read as .npz"),
+        (lambda path: path.mkdir(), "is a folder"),
         (lambda path: np.savez(path, x=np.array(["a"])), "'x' has dtype <U1; one of"),
         (lambda path: np.savez(path), "holds no arrays"),
     ],

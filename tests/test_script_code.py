@@ -10,8 +10,8 @@ from torch import nn
 import roast_export
 from roast_export.errors import RoastError
 from roast_export.functional_ops import is_functional
+from roast_export.open_file import open_artifact
 from roast_export.script_code import script_runs_code, source_reason
-from roast_export.verify import open_artifact
 
 FORMS = {"native": ("torchscript", False), "portable": ("torchscript", True), "lite": ("lite", True)}
 

@@ -19,8 +19,8 @@ import roast_export
 from roast_export.calls import plain
 from roast_export.cli import export_command
 from roast_export.errors import InputError
+from roast_export.open_file import open_artifact
 from roast_export.report import Measurement
-from roast_export.verify import open_artifact
 from tests.signatures import SIGNATURES, Batch, Call
 
 SUFFIX = {"onnx": ".onnx", "ort": ".ort", "torchscript": ".ts", "pt2": ".pt2"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from roast_export.errors import LoadError
+from roast_export.reading import opened
 
 CONFIG = "config.json"
 SAFE = ("model.safetensors", "model.safetensors.index.json")
@@ -111,8 +112,9 @@ def _transformer_of(path: Path) -> str:
 
 def read_json(path: Path, kind: type = dict) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with opened(path) as file:
+            content = json.loads(file.read().decode())
+    except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"{path} cannot be read ({error}); copy it again") from error
     if not isinstance(content, kind):
         raise LoadError(f"{path} holds a {type(content).__name__}, not a {kind.__name__}; copy it again")

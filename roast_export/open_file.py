@@ -1,0 +1,88 @@
+"""An exported file by what is in it, and the private copy of a stranger's file that a proof works on."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from roast_export import pte_file
+from roast_export.aoti_file import open_aoti_file
+from roast_export.artifact import Artifact
+from roast_export.data_file import copy_beside
+from roast_export.errors import RoastError
+from roast_export.file_kind import check_members
+from roast_export.note import read_note
+from roast_export.onnx_file import open_onnx
+from roast_export.ort_file import open_ort
+from roast_export.printable import changed
+from roast_export.pt2_file import open_pt2_file
+from roast_export.reading import copied, opened
+from roast_export.report import Report
+from roast_export.script_code import script_runs_code
+from roast_export.script_file import open_script_file
+
+Restored = Callable[[Report], Report]
+"""Gives a report the names that its reader knows, in the place of those of a copy."""
+
+_OPENERS: dict[bytes, Callable[[Path], Artifact]] = {b"ORTM": open_ort, pte_file.MAGIC: pte_file.open_pte}
+"""By bytes 4 to 8 of a file; what is no zip archive and not in here is taken for ONNX."""
+
+
+@contextmanager
+def private_artifact(path: Path, *, trust: bool = False) -> Iterator[tuple[Artifact, Restored]]:
+    """`open_artifact` of a copy of the file, and of the data beside it, that is gone afterwards.
+
+    What is checked, compared and run is then one file, whatever happens at `path` meanwhile. Messages of
+    errors that are raised in the context, and reports that go through the function, speak of `path`.
+    """
+    with opened(path, wanted="name an exported file") as file, copied(file, path) as copy:
+
+        def original(text: str) -> str:
+            return text.replace(str(copy), str(path)).replace(str(copy.parent), str(path.absolute().parent))
+
+        try:
+            if not zipfile.is_zipfile(copy) and _head(copy)[4:8] not in _OPENERS:
+                copy_beside(copy, path)
+            yield open_artifact(copy, trust=trust), lambda report: changed(report, original)
+        except RoastError as error:
+            if str(copy.parent) not in str(error):
+                raise
+            raise type(error)(original(str(error))) from error
+
+
+def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
+    """An exported file by what is in it. Raises RoastError if it is not one of ours.
+
+    trust: the file may be one whose comparison runs code from it.
+    """
+    if not path.is_file():
+        raise RoastError(f"{path} does not exist")
+    if not zipfile.is_zipfile(path):
+        return _OPENERS.get(_head(path)[4:8], open_onnx)(path)
+    check_members(path, path)
+    target = read_note(path).target
+    if target in ("torchscript", "lite"):
+        reason = None if trust else script_runs_code(path)
+        if reason is not None:
+            raise RoastError(
+                f"{path} could do more than compute ({reason}), and comparing it runs it; add --trust "
+                "(trust=True) if you trust where it comes from"
+            )
+        return open_script_file(path, target)
+    if target == "pt2":
+        return open_pt2_file(path)
+    if target == "aoti" and trust:
+        return open_aoti_file(path)
+    if target == "aoti":
+        raise RoastError(
+            f"{path} holds machine code, and comparing it runs it; add --trust (trust=True) if you trust "
+            "where it comes from"
+        )
+    raise RoastError(f"{path} is of the unknown kind {target!r}; upgrade roast-export")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)
