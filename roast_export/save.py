@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -89,8 +90,11 @@ def save(
         goldens = _goldens(live, truth)
         if goldens:
             extra[MEMBER] = to_text(goldens)
+        # torch's writer of files ends the process where the disk is full.
+        archive = io.BytesIO()
         with quiet():
-            torch.export.save(program, target, extra_files=extra)
+            torch.export.save(program, archive, extra_files=extra)
+        target.write_bytes(archive.getbuffer())
         reason = runs_code(target)
         if reason is not None:
             raise ExportError(

@@ -5,6 +5,7 @@ The operators on virtual weights stay calls of the library, so the package holds
 
 from __future__ import annotations
 
+import io
 import shutil
 import zipfile
 from pathlib import Path
@@ -37,19 +38,17 @@ def write_aoti(program: ExportedProgram, path: Path, *, dim_names: DimNames | No
         raise ExportError(reason)
     uses = [(layer.node, layer) for layer in layers_of(program)]
     note = note_of(program, "aoti", False, uses, dim_names)
-    # torch insists on the suffix .pt2, whatever the file is to be called.
-    package = path.with_name(path.name + ".pt2")
+    # torch's writer of files ends the process where the disk is full.
+    package = io.BytesIO()
     try:
         with quiet():
-            torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+            torch._inductor.aoti_compile_and_package(program, package_path=package)
         with zipfile.ZipFile(package, "a") as archive:
             root = archive.namelist()[0].partition("/")[0]
             archive.writestr(f"{root}/extra/{NOTE}", note.to_json())
-        package.rename(path)
+        path.write_bytes(package.getbuffer())
     except (OSError, ExportError):
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(f"AOTInductor cannot compile this model: {lines[0]}") from error
-    finally:
-        package.unlink(missing_ok=True)

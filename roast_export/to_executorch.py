@@ -69,6 +69,9 @@ def write(
         with quiet(), torch.no_grad():
             manager = _lowered(lowered, delegate)
             file = deserialize_pte_binary(manager.buffer)
+    except OSError:
+        # It writes files of its own, and the disk may be full.
+        raise
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ExportError(

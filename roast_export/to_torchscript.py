@@ -85,9 +85,9 @@ def write_torchscript(
         note = {NOTE: note_of(program, target, portable, uses, dim_names).to_json()}
         with deflated(path) as large:
             if lite:
-                module._save_for_lite_interpreter(str(large), _extra_files=note)
+                large.write(module._save_to_buffer_for_lite_interpreter(_extra_files=note))
             else:
-                torch.jit.save(module, str(large), _extra_files=note)
+                torch.jit.save(module, large, _extra_files=note)
 
 
 def to_torchscript(program: ExportedProgram, *, portable: bool = False) -> torch.jit.ScriptModule:

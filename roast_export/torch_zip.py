@@ -7,8 +7,8 @@ readers map them into memory.
 
 from __future__ import annotations
 
+import io
 import struct
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,16 +22,17 @@ PADDING_TAG = b"FB"
 
 
 @contextmanager
-def deflated(path: Path) -> Iterator[Path]:
-    """A path of the same name to write an archive to; on success `path` is the same archive, smaller."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        # torch names the folder inside an archive after the file.
-        large = Path(folder) / path.name
-        yield large
-        with zipfile.ZipFile(large) as source, path.open("wb") as file, zipfile.ZipFile(file, "w") as target:
-            for member in source.infolist():
-                copy = _header(member.filename, file.tell())
-                target.writestr(copy, source.read(member))
+def deflated(path: Path) -> Iterator[io.BytesIO]:
+    """A buffer to write an archive to; on success `path` is the same archive, smaller.
+
+    torch writes to memory, because its writer of files ends the process where the disk is full.
+    """
+    large = io.BytesIO()
+    yield large
+    with zipfile.ZipFile(large) as source, path.open("wb") as file, zipfile.ZipFile(file, "w") as target:
+        for member in source.infolist():
+            copy = _header(member.filename, file.tell())
+            target.writestr(copy, source.read(member))
 
 
 def tensor_bytes(path: Path) -> int:

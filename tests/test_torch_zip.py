@@ -17,8 +17,8 @@ def written(tmp_path):
     model = nn.Sequential(nn.Linear(70, 33), nn.ReLU(), nn.Linear(33, 5)).eval()
     path = tmp_path / "m.ts"
     with quiet(), deflated(path) as large:
-        torch.jit.save(torch.jit.script(model), str(large), _extra_files={"x.json": "{}" * 500})
-        plain = large.read_bytes()
+        torch.jit.save(torch.jit.script(model), large, _extra_files={"x.json": "{}" * 500})
+        plain = large.getvalue()
     (tmp_path / "plain").mkdir()
     copy = tmp_path / "plain" / "m.ts"
     copy.write_bytes(plain)
@@ -76,7 +76,7 @@ def test_equal_models_make_equal_files(tmp_path):
 
 def half_written(path):
     with deflated(path) as large:
-        large.write_bytes(b"half")
+        large.write(b"half")
         raise RuntimeError("no")
 
 

@@ -54,9 +54,9 @@ def edit_script(source: Path, target: Path, edit: Callable[[Any], None]) -> Path
         edit(module)
         with deflated(target) as large:
             if json.loads(note[NOTE])["target"] == "lite":
-                module._save_for_lite_interpreter(str(large), _extra_files=note)
+                large.write(module._save_to_buffer_for_lite_interpreter(_extra_files=note))
             else:
-                torch.jit.save(module, str(large), _extra_files=note)
+                torch.jit.save(module, large, _extra_files=note)
     return target
 
 
