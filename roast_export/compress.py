@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from roast_export import placement, projection
@@ -32,8 +33,16 @@ class _Group:
     names: tuple[str, ...]
     rows: bool
     """Whether an embedding looks rows up in it."""
+    filters: bool = False
+    """Whether it is one filter for each output, as in a convolution and nn.Bilinear."""
     written: bool = False
     """Whether a layer writes to it in forward (max_norm)."""
+
+    @property
+    def bank(self) -> bool:
+        """Whether it is several matrices in one parameter, such as the experts of a mixture."""
+        shape = self.parameter.shape
+        return len(shape) > 2 and shape[-1] >= placement.ALIGN and not self.filters
 
 
 def compress(
@@ -109,7 +118,7 @@ def _weights(
     targets = [group.parameter.detach().float().cpu() for group in share]
     mappings = placement.place(
         [
-            Placed(tuple(group.parameter.shape), group.rows, (seed, *group.names[0].encode()))
+            Placed(tuple(group.parameter.shape), group.rows, (seed, *group.names[0].encode()), group.bank)
             for group in share
         ],
         ratio,
@@ -178,8 +187,9 @@ def _choose(
             name = f"{path}.{attribute}" if path else attribute
             group = found.get(id(parameter), _Group(parameter, (), False))
             rows = group.rows or isinstance(module, nn.Embedding | nn.EmbeddingBag)
+            filters = group.filters or isinstance(module, _ConvNd | nn.Bilinear)
             written = group.written or getattr(module, "max_norm", None) is not None
-            found[id(parameter)] = _Group(parameter, (*group.names, name), rows, written)
+            found[id(parameter)] = _Group(parameter, (*group.names, name), rows, filters, written)
     names = [name for group in found.values() for name in group.names]
     for pattern in [*include, *exclude]:
         if not any(fnmatchcase(name, pattern) for name in names):

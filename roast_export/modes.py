@@ -52,7 +52,10 @@ def quiet() -> Iterator[None]:
 
 
 EXPERTS = "batched_mm"
-"""The form of transformers' mixtures of experts that has no operators of its own and no loop."""
+"""Of transformers' mixtures of experts: the one form that has no operators of its own and no loop.
+
+It reads the weights of the experts that each token takes, which read_rows.py then expands alone.
+"""
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +32,9 @@ WIDEST = 128
 """Outputs of a tile that pays where a layer has twice as many inputs as there are places for its rows."""
 
 ROW_TILES = ((1, 32, ALIGN), (1, 16, ALIGN))
+BANK_TILES = ((1, 64, 64), *ROW_TILES)
+"""Experts are read in many rows at a time, and pieces of 64 elements need a quarter of the arithmetic."""
+
 TILES_PER_ARRAY = 4
 """A tile is at most a quarter of the array, so that tiles have different places to start."""
 
@@ -58,6 +61,8 @@ class Placed:
     """Whether it is an embedding's table, whose tiles are pieces of rows."""
     entropy: tuple[int, ...]
     """What its coefficients are drawn from, non-negative."""
+    bank: bool = False
+    """Whether it is several matrices one after the other, say experts: a table of all their rows."""
 
 
 def place(weights: Sequence[Placed], ratio: float) -> list[Mapping]:
@@ -67,14 +72,22 @@ def place(weights: Sequence[Placed], ratio: float) -> list[Mapping]:
         InputError: the array would be longer than a record can say.
     """
     n_memory = array_length(sum(math.prod(weight.shape) for weight in weights), ratio)
+    tables = [_as_table(weight) if weight.bank else weight for weight in weights]
     if n_memory > MAX_MEMORY:
         raise InputError(
             f"at ratio {ratio} the array would have {n_memory:,} elements, over {MAX_MEMORY:,}; give each "
             "parameter an array of its own (local=True, --local), or raise the ratio"
         )
     if ratio <= HASHED_FROM:
-        return _side_by_side(weights, ratio)
-    return [draw_mapping(weight.shape, n_memory, weight.entropy, rows=weight.rows) for weight in weights]
+        mappings = _side_by_side(tables, ratio)
+    else:
+        mappings = [draw_mapping(t.shape, n_memory, t.entropy, rows=t.rows, bank=t.bank) for t in tables]
+    return [replace(m, shape=weight.shape) for m, weight in zip(mappings, weights, strict=True)]
+
+
+def _as_table(weight: Placed) -> Placed:
+    *rows, cols = weight.shape
+    return replace(weight, shape=(math.prod(rows), cols), rows=True)
 
 
 def _side_by_side(weights: Sequence[Placed], ratio: float) -> list[Mapping]:
@@ -162,14 +175,17 @@ def array_length(numel: int, ratio: float) -> int:
     return -(-length // align) * align
 
 
-def draw_mapping(shape: tuple[int, ...], n_memory: int, entropy: Sequence[int], *, rows: bool) -> Mapping:
+def draw_mapping(
+    shape: tuple[int, ...], n_memory: int, entropy: Sequence[int], *, rows: bool, bank: bool = False
+) -> Mapping:
     """A parameter's record: the largest tile that leaves tiles room to differ, and drawn coefficients.
 
     entropy: what the coefficients are drawn from, non-negative; `compress` gives its seed and the
         parameter's name, so that a record survives changes elsewhere.
     rows: an embedding's table, whose tiles are pieces of rows.
+    bank: a table of which many rows are read at a time.
     """
-    tile_r, tile_c, align = _tile(shape, n_memory, rows)
+    tile_r, tile_c, align = _tile(shape, n_memory, rows, bank)
     best, most = None, -1.0
     for seed in np.random.SeedSequence(list(entropy)).generate_state(DRAWS).tolist():
         mapping = families.roast(
@@ -184,8 +200,11 @@ def draw_mapping(shape: tuple[int, ...], n_memory: int, entropy: Sequence[int], 
     return best
 
 
-def _tile(shape: tuple[int, ...], n_memory: int, rows: bool) -> tuple[int, int, int]:
+def _tile(shape: tuple[int, ...], n_memory: int, rows: bool, bank: bool) -> tuple[int, int, int]:
     width = shape[-1] if rows else max(shape[0], ALIGN)
+    for tile_r, tile_c, align in BANK_TILES if bank else ():
+        if width % tile_c == 0 and tile_c * align * TILES_PER_ARRAY <= n_memory:
+            return tile_r, tile_c, align
     for tile_r, tile_c, align in ROW_TILES if rows else MATRIX_TILES:
         there_is_room = tile_r * tile_c * TILES_PER_ARRAY <= n_memory and tile_c <= width
         if there_is_room and (tile_c < WIDEST or 2 * n_memory <= tile_c * math.prod(shape[1:])):

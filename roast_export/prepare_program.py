@@ -4,8 +4,9 @@
 2. What autocast casts is cast by nodes of the graph.
 3. A virtual weight that only feeds a product becomes part of it (fuse_program.py).
 4. Layers in branches and loops, whose module torch forgets, get their names.
-5. Integers that an operator turns into floats (1.0 - mask) are cast by a node: torch.onnx fails otherwise.
-6. Layers on which no output depends are left out; `unused_layers` names them.
+5. Rows that are picked out of a virtual weight are read alone, say those of a few experts (read_rows.py).
+6. Integers that an operator turns into floats (1.0 - mask) are cast by a node: torch.onnx fails otherwise.
+7. Layers on which no output depends are left out; `unused_layers` names them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from roast_export.fuse_program import fuse_program
+from roast_export.read_rows import read_rows
 from roast_export.subgraphs import has_autocast, inline_blocks, parts_of
 
 _UNUSED = "roast.unused_layers"
@@ -43,6 +45,7 @@ def canonical(program: ExportedProgram, names: WeightNames | None = None) -> Exp
         for node in part.module.graph.nodes:
             if node.target in _ROAST and not node.meta.get("nn_module_stack"):
                 set_name(node, (names or {}).get(weight_of(node), node.name))
+    read_rows(program)
     _drop_unused(program, names or {})
     return program
 
@@ -151,7 +154,8 @@ def _drop_unused(program: ExportedProgram, names: WeightNames) -> None:
         part.module.graph.eliminate_dead_code()
         part.module.recompile()
     used = _weights(program)
-    unused = {name for weight, name in known.items() if weight not in used}
+    # A weight whose rows are read has another record there than in the model.
+    unused = {name for weight, name in known.items() if weight not in used} - set(used.values())
     if unused:
         custom = program.graph_module.meta.setdefault("custom", {})
         custom[_UNUSED] = sorted(unused.union(custom.get(_UNUSED, [])))

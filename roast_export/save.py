@@ -23,6 +23,7 @@ from roast_export.files import replacing
 from roast_export.fit import relative_errors
 from roast_export.fixed_lengths import fixed_lengths
 from roast_export.golden import MEMBER, Golden, chosen, golden, to_text
+from roast_export.modes import EXPERTS
 from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of, quiet
 from roast_export.state import unchanged
 from roast_export.stateful import with_state
@@ -100,7 +101,7 @@ def save(
             raise ExportError(
                 f"the archive would not open, because it needs code of another package ({reason}); choose an "
                 "implementation in torch's own operators (for the experts of a transformers model: "
-                "model.set_experts_implementation('batched_mm'))"
+                f"model.set_experts_implementation({EXPERTS!r}))"
             )
 
 

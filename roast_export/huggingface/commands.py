@@ -17,12 +17,10 @@ from roast_export.huggingface.folder import Folder, imported, open_folder
 from roast_export.huggingface.loading import load_folder
 from roast_export.huggingface.parts import Part, parts_of
 from roast_export.huggingface.tasks import TASKS, Task, task_of
+from roast_export.modes import EXPERTS
 
 ATTENTION = "eager"
 """Rows whose mask is empty have the same values in every runtime with this implementation alone."""
-
-EXPERTS = "batched_mm"
-"""Of mixtures of experts: the one implementation that needs no operator of transformers' own and no loop."""
 
 
 @dataclass(frozen=True)
