@@ -1,7 +1,8 @@
 """How far outputs may be from PyTorch's in another runtime: as far as rounding takes them, measured.
 
 A model runs a few times more under Rounding. The bound of an element is what these runs differ by, there or
-in its neighbourhood, and one unit in the last place of the output's own type.
+in its neighbourhood, and a few units in the last place of the output's own type; one of those where no
+element of an output differs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 import ml_dtypes
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
@@ -21,7 +23,7 @@ from roast_export.arrays import array_of, tensor_of
 from roast_export.cases import has_control_flow
 from roast_export.compare import Array, Bound
 from roast_export.program import Program, call
-from roast_export.rounding import Rounding
+from roast_export.rounding import ROUNDINGS, Rounding
 
 SEEDS = (1, 2)
 """Each gives two runs, in opposite directions."""
@@ -101,7 +103,10 @@ def bound_of(runs: list[Array]) -> Bound:
     spread = np.where(alike, 0.0, np.where(np.isnan(spread), np.inf, spread))
     size = np.max(np.abs(np.where(np.isfinite(wide), wide, 0.0)), axis=0)
     eps, least = _places(runs[0])
-    last_place = eps * size + least
+    # Four runs may agree on an element, and its row and channel be of other scales.
+    rounded = (spread > 0) | (spread.any() & (size != np.round(size)))
+    last_places = np.where(rounded & (runs[0].dtype.itemsize > 2), ROUNDINGS / 2, 1.0)
+    last_place = last_places * eps * size + least
     # What crosses a threshold says nothing of its neighbours.
     usual = np.where(spread <= DEGENERATE * size_of(runs[0]), spread, 0.0)
     return np.asarray(FACTOR * np.maximum(spread, neighbourhood(usual)) + last_place, np.float64)
@@ -112,16 +117,24 @@ def neighbourhood(spread: Bound) -> Bound:
 
     A few runs may agree at an element by chance. Its row, its channel and its position tell how much they
     differ around it, and unlike the mean of everything they keep apart what is of different scales.
+    Elements that are exact, as behind a ReLU, tell nothing of the others.
     """
-    finite = np.where(np.isfinite(spread), spread, 0.0) ** 2
-    mean = float(finite.mean()) if finite.size else 0.0
-    found = np.full(spread.shape, mean)
-    if mean == 0.0:
+    squares = np.where(np.isfinite(spread), spread, 0.0) ** 2
+    differs = squares > 0
+    return np.where(differs, _profiles(squares, differs), _profiles(squares, np.ones_like(differs)))
+
+
+def _profiles(squares: Bound, counted: NDArray[np.bool_]) -> Bound:
+    """The root of the product of means of `squares` along each axis, over the elements that are counted."""
+    total = squares.sum() / max(1, counted.sum())
+    found = np.full(squares.shape, total)
+    if total == 0.0:
         return found
-    for axis in range(spread.ndim):
-        others = tuple(k for k in range(spread.ndim) if k != axis)
-        if finite.size // max(1, spread.shape[axis]) >= FEWEST:
-            found = found * (finite.mean(axis=others, keepdims=True) / mean)
+    for axis in range(squares.ndim):
+        others = tuple(k for k in range(squares.ndim) if k != axis)
+        n = counted.sum(axis=others, keepdims=True)
+        here = squares.sum(axis=others, keepdims=True) / np.maximum(n, 1)
+        found = found * np.where(n >= FEWEST, here / total, 1.0)
     return np.asarray(np.sqrt(found), np.float64)
 
 

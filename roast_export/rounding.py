@@ -50,6 +50,15 @@ LARGEST_WHOLE = 1 << 16
 FOURIER = frozenset({"_fft_c2c", "_fft_c2r", "_fft_r2c"})
 """Fourier transforms: each result is off by roundings of a usual result, however small it is itself."""
 
+INTERPOLATIONS = frozenset({
+    "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "grid_sampler_2d", "grid_sampler_3d",
+})  # fmt: skip
+"""Values between those of a grid: runtimes round the places, and the largest places by the most."""
+
+EUCLIDEAN = frozenset({"_cdist_forward", "_euclidean_dist"})
+"""Distances that PyTorch computes of many rows as |x|^2 + |y|^2 - 2 x.y, which cancels between near rows."""
+
 BOUNDED = frozenset({"sigmoid", "erf", "erfc", "log_sigmoid_forward"})
 """Functions that runtimes compute to within roundings of 1, also where the result is small."""
 
@@ -125,6 +134,11 @@ class Rounding(TorchDispatchMode):
         if name in FOURIER:
             usual = _usual_size(result, args[1])
             return self.moved(result, usual, _transformed(name, args, result), exact=False)
+        if name in INTERPOLATIONS:
+            return self.moved(result, *_between(func, args, kwargs or {}, result))
+        if name in EUCLIDEAN and (len(args) < 3 or args[2] == 2.0):
+            sizes = args[0].square().sum(-1, keepdim=True) + args[1].square().sum(-1).unsqueeze(-2)
+            return self.moved(result.square(), sizes, 2.0, exact=False).clamp(min=0).sqrt()
         floor, more = _floor(name, args), _accumulated(name, args)
         if name in TERMS:
             result = self._of_moved_terms(func, args, kwargs or {}, result, TERMS[name], more)
@@ -197,6 +211,18 @@ def _floor(name: str, args: Any) -> Tensor | float:
     if name in OF_INPUT and isinstance(args[0], Tensor):
         return args[0].abs()
     return float(name in BOUNDED)
+
+
+def _between(func: Any, args: Any, kwargs: Any, result: Tensor) -> tuple[Tensor | float, float]:
+    """For an interpolation: the sizes of the values around each result, and how many times as far as usual
+    it is off, measured against the same operator in float64."""
+    if result.dtype != torch.float32:
+        return 0.0, 1.0
+    sizes = func(args[0].abs(), *args[1:], **kwargs).abs()
+    wide = pytree.tree_map_only(Tensor, Tensor.double, (args, kwargs))
+    off, usual = (func(*wide[0], **wide[1]) - result).square().mean().sqrt(), sizes.square().mean().sqrt()
+    unit = ROUNDINGS * torch.finfo(result.dtype).eps / 2
+    return sizes, max(1.0, float(torch.nan_to_num(4 * off / (unit * usual))))
 
 
 def _accumulated(name: str, args: Any) -> float:

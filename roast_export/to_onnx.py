@@ -24,6 +24,7 @@ import onnx
 import onnx_ir as ir
 import onnxscript
 import torch
+from onnxscript.rewriter import onnx_fusions
 from torch.export import ExportedProgram
 
 from roast_export import onnx_ops
@@ -36,6 +37,7 @@ from roast_export.mapping import VERSION, Element, Mapping, Sign
 from roast_export.onnx_activations import activations
 from roast_export.onnx_attention import attention
 from roast_export.onnx_bilinear import bilinear
+from roast_export.onnx_distances import distances
 from roast_export.onnx_doubles import doubles
 from roast_export.onnx_dtypes import refuse_bfloat16, refuse_complex_inputs
 from roast_export.onnx_exact import exact_rewrites
@@ -55,6 +57,9 @@ DEFAULT_OPSET = 20
 OPSETS = range(onnx_ops.LOWEST_OPSET, 24)
 IR_VERSION = 10
 """Read by onnxruntime 1.18 and later; opsets above 21 bring a higher one."""
+
+LARGEST_FOLDED = 256
+"""Elements of a constant that is computed at export: a longer one the file computes, and stays small."""
 
 LARGEST_FILE = 2**31 - 2**20
 """Protobuf's limit, less room for the graph; a larger model keeps its tensors in a file beside it."""
@@ -178,6 +183,7 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
         torch.ops.roast.linear.default: linear,
         **activations(standard),
         **attention(standard),
+        **distances(standard),
         **doubles(standard),
         **norms(standard),
         **pooling(standard),
@@ -193,10 +199,13 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
                 custom_translation_table=table,
                 opset_version=options.opset,
                 verbose=False,
+                optimize=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(explain(error, program)) from error
     assert exported is not None
+    onnxscript.optimizer.optimize_ir(exported.model, output_size_limit=LARGEST_FOLDED)
+    onnx_fusions.fuse(exported.model)
     return exported.model
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import roast_export
 from roast_export.arrays import array_of, tensor_of
-from roast_export.bounds import at_least, bound_of, output_bounds, proves, usual_share
+from roast_export.bounds import at_least, bound_of, neighbourhood, output_bounds, proves, usual_share
 from roast_export.compare import compare_within
 from roast_export.report import Measurement
 from roast_export.rounding import Rounding
@@ -210,6 +210,41 @@ def test_a_sum_that_cancels_is_off_by_roundings_of_its_terms():
     assert float((found - found[0]).abs().max()) > terms
     assert float((found - found[0]).abs().max()) < 100 * terms
     assert torch.equal(whole, torch.full((1, 3), 256.0))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: nn.functional.interpolate(
+            y.reshape(-1, 1, 8, 8), (37, 91), mode="bicubic", align_corners=True
+        ),
+        lambda y: nn.functional.interpolate(y.reshape(-1, 1, 8, 8), scale_factor=2.3, mode="bilinear"),
+        lambda y: torch.cdist(y, y),
+        lambda y: torch.cdist(y + 3, y + 3),
+    ],
+    ids=["bicubic", "bilinear", "distances", "distances far from 0"],
+)
+def test_what_pytorch_itself_rounds_far_has_a_wide_bound(tmp_path, function):
+    """Places between the values of a grid, and distances of a row to itself."""
+    assert proved(made(function), tmp_path / "m.onnx", example(32, 64)).passed
+
+
+def test_control_the_bound_of_an_interpolation_does_not_hide_another_one(tmp_path):
+    def grown(mode):
+        return lambda y: nn.functional.interpolate(y.reshape(-1, 1, 8, 8), (37, 91), **mode)
+
+    model = made(grown({"mode": "bilinear", "align_corners": True}))
+    other = made(grown({"mode": "bilinear", "align_corners": False}))
+    roast_export.export(other, tmp_path / "m.onnx", example_inputs=example(32, 64), verify=False)
+    assert not verified(model, tmp_path / "m.onnx", example(32, 64)).passed
+
+
+def test_exact_elements_do_not_narrow_the_bound_of_their_neighbours():
+    spread = np.zeros((64, 64))
+    spread[::8, ::8] = 1e-7
+    found = neighbourhood(spread)
+    assert found[spread > 0] == pytest.approx(1e-7)
+    assert (found[spread == 0] < 2e-8).all()
 
 
 def test_buffers_that_forward_writes_are_left_alone():

@@ -1,4 +1,4 @@
-"""What torch.onnx would write wrongly, and we write right: small constants, and adaptive pooling."""
+"""What torch.onnx would write wrongly or not at all, and we write right."""
 
 from __future__ import annotations
 
@@ -75,3 +75,60 @@ def test_adaptive_pooling_takes_any_length(tmp_path, pool, places, shapes):
         x = torch.randn(shape)
         expected = model(x).detach().numpy()
         np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
+
+
+class Applied(nn.Module):
+    """A function of a compressed layer, and of the input as it is."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.function = nn.Linear(16, 64), function
+
+    def forward(self, x):
+        return self.function(self.layer(x)), self.function(x)
+
+
+def applied(path, function, x):
+    """What onnxruntime makes of a compressed model with the function, and what PyTorch does."""
+    torch.manual_seed(0)
+    model = roast_export.compress(Applied(function).eval(), 4, min_params=512)
+    assert roast_export.export(model, path, example_inputs=(x,)).passed
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x.numpy()})[1], function(x).numpy()
+
+
+@pytest.mark.parametrize("function", [torch.log1p, torch.expm1], ids=["log1p", "expm1"])
+def test_logarithms_near_1_keep_their_digits(tmp_path, function):
+    sizes = torch.logspace(-30, 1.5, 64)
+    x = torch.cat([sizes, -sizes.clamp(max=0.99), torch.zeros(16)]).reshape(-1, 16)
+    found, expected = applied(tmp_path / "m.onnx", function, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=0)
+    ends = np.full((9, 16), np.inf, np.float32)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    assert (session.run(None, {"x": ends})[1] == np.inf).all()
+    lowest = -1.0 if function is torch.log1p else -np.inf
+    ends = np.full((9, 16), lowest, np.float32)
+    assert (session.run(None, {"x": ends})[1] == function(torch.from_numpy(ends)).numpy()).all()
+
+
+def test_control_the_plain_logarithm_loses_them():
+    x = np.float32(1e-5)
+    assert abs(np.log(np.float32(1) + x) / np.log1p(x) - 1) > 1e-4
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0, 2.0, 3.0, float("inf")])
+def test_distances_of_a_few_rows(tmp_path, p):
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
+    found, expected = applied(tmp_path / "m.onnx", lambda y: torch.cdist(y, y[:3], p=p), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_constants_of_many_elements_are_computed_by_the_file(tmp_path):
+    """A table of sines for a fixed number of places is no weight: the file stays as small as its arrays."""
+
+    def placed(y):
+        rates = torch.exp(torch.arange(0, 64) * -0.1)
+        return y[:, None] * torch.sin(torch.arange(0, 512)[:, None] * rates)[None, :, : y.shape[-1]]
+
+    applied(tmp_path / "m.onnx", placed, torch.randn(2, 16))
+    assert (tmp_path / "m.onnx").stat().st_size < 40_000
