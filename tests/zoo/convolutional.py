@@ -147,7 +147,7 @@ def mobile(act: str, excite: bool) -> nn.Module:
     return nn.Sequential(conv(3, 16, 3, 2, act=act), *blocks, *head)
 
 
-@architecture("mobilenet_v2", image(), sizes=SIDES, min_params=256)
+@architecture("mobilenet_v2", image(), sizes=SIDES, min_params=256, forms=ALL_FORMS)
 def mobilenet_v2() -> nn.Module:
     return mobile("relu6", False)
 
@@ -207,7 +207,7 @@ class Fire(nn.Module):
         return torch.cat([torch.relu(self.expand1x1(x)), torch.relu(self.expand3x3(x))], 1)
 
 
-@architecture("squeezenet", image(), sizes=SIDES)
+@architecture("squeezenet", image(), sizes=SIDES, forms=ALL_FORMS)
 def squeezenet() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, stride=2),
@@ -265,7 +265,7 @@ class UNet(nn.Module):
         return self.out(self.dec1(torch.cat([self.up1(x), first], 1)))
 
 
-@architecture("super_resolution", image(channels=1), sizes=((2, 16), (3, 20), (1, 12)))
+@architecture("super_resolution", image(channels=1), sizes=((2, 16), (3, 20), (1, 12)), forms=ALL_FORMS)
 class SuperResolution(nn.Module):
     """ESPCN: convolutions and a pixel shuffle."""
 

@@ -61,7 +61,7 @@ def gpt_neo() -> nn.Module:
     )
 
 
-@architecture("opt", sentences)
+@architecture("opt", sentences, forms=ALL_FORMS)
 def opt() -> nn.Module:
     return make(
         "OPTConfig",
@@ -96,13 +96,13 @@ def llama() -> nn.Module:
     return make("LlamaConfig", "LlamaForCausalLM", **SMALL)
 
 
-@architecture("mistral", sentences, sizes=((2, 8), (3, 12), (1, 5)))
+@architecture("mistral", sentences, sizes=((2, 8), (3, 12), (1, 5)), forms=ALL_FORMS)
 def mistral() -> nn.Module:
     """A window shorter than the sentence: padded rows see nothing."""
     return make("MistralConfig", "MistralForCausalLM", **SMALL, sliding_window=4, use_cache=False)
 
 
-@architecture("qwen2", sentences)
+@architecture("qwen2", sentences, forms=ALL_FORMS)
 def qwen2() -> nn.Module:
     return make("Qwen2Config", "Qwen2ForCausalLM", **SMALL, use_cache=False)
 

@@ -49,7 +49,7 @@ def bert_classifier() -> nn.Module:
     return make("BertConfig", "BertForSequenceClassification", **SMALL, num_labels=3)
 
 
-@architecture("roberta", sentences)
+@architecture("roberta", sentences, forms=ALL_FORMS)
 def roberta() -> nn.Module:
     return make("RobertaConfig", "RobertaForMaskedLM", **SMALL)
 
@@ -69,12 +69,12 @@ def distilbert() -> nn.Module:
     )
 
 
-@architecture("albert", pairs)
+@architecture("albert", pairs, forms=ALL_FORMS)
 def albert() -> nn.Module:
     return make("AlbertConfig", "AlbertModel", **SMALL, embedding_size=24)
 
 
-@architecture("electra", sentences)
+@architecture("electra", sentences, forms=ALL_FORMS)
 def electra() -> nn.Module:
     return make("ElectraConfig", "ElectraForPreTraining", **SMALL, embedding_size=24)
 

@@ -30,7 +30,7 @@ class SoftMixture(nn.Module):
         return (outputs * weights.unsqueeze(-1)).sum(-2)
 
 
-@architecture("top_k_mixture", tokens)
+@architecture("top_k_mixture", tokens, forms=ALL_FORMS)
 class TopK(nn.Module):
     """Two of four experts count; all are computed, and a mask chooses."""
 
@@ -51,7 +51,7 @@ class TopK(nn.Module):
         return torch.einsum("bted,bte->btd", outputs, gates), logits
 
 
-@architecture("gathered_mixture", tokens)
+@architecture("gathered_mixture", tokens, forms=ALL_FORMS)
 class Gathered(nn.Module):
     """Each token reads the weights of its own expert out of the bank."""
 

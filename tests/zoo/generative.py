@@ -112,7 +112,9 @@ class DiT(nn.Module):
         return torch.einsum("nhwpqc->nchpwq", h).reshape(x.shape[0], 4, 8, 8)
 
 
-@architecture("autoencoder", lambda d, b, n: (d.unit(b, 784),), sizes=BATCHES, fixed=FEATURES)
+@architecture(
+    "autoencoder", lambda d, b, n: (d.unit(b, 784),), sizes=BATCHES, fixed=FEATURES, forms=ALL_FORMS
+)
 class Autoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +177,13 @@ class VqVae(nn.Module):
         return self.decoder(quantised), found.view(z.shape[:-1])
 
 
-@architecture("gan_generator", lambda d, b, n: (d.floats(b, 32, 1, 1),), sizes=BATCHES, fixed=CONFIGURED)
+@architecture(
+    "gan_generator",
+    lambda d, b, n: (d.floats(b, 32, 1, 1),),
+    sizes=BATCHES,
+    fixed=CONFIGURED,
+    forms=ALL_FORMS,
+)
 class GanGenerator(nn.Module):
     def __init__(self) -> None:
         super().__init__()

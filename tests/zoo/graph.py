@@ -36,7 +36,7 @@ class Gcn(nn.Module):
         return self.spread(self.second(x), edge_index)
 
 
-@architecture("gat", graph, sizes=SIZES)
+@architecture("gat", graph, sizes=SIZES, forms=ALL_FORMS)
 class Gat(nn.Module):
     """Attention over edges, normalised with scatter operations."""
 
@@ -61,7 +61,7 @@ class Gat(nn.Module):
         return self.out(functional.elu(gathered.flatten(1)))
 
 
-@architecture("graphsage", graph, sizes=SIZES)
+@architecture("graphsage", graph, sizes=SIZES, forms=ALL_FORMS)
 class GraphSage(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,9 @@ class PointNet(nn.Module):
         return functional.log_softmax(self.head(pooled), dim=-1), t
 
 
-@architecture("deep_sets", lambda d, b, n: {"points": d.floats(b, n, 16), "mask": d.mask(b, n).bool()})
+@architecture(
+    "deep_sets", lambda d, b, n: {"points": d.floats(b, n, 16), "mask": d.mask(b, n).bool()}, forms=ALL_FORMS
+)
 class DeepSets(nn.Module):
     """Two inputs share the length of the set; masked elements do not count."""
 

@@ -36,7 +36,7 @@ def vit() -> nn.Module:
     return make("ViTConfig", "ViTForImageClassification", **VIT)
 
 
-@architecture("deit", pixels(32), sizes=BATCHES, fixed=CONFIGURED)
+@architecture("deit", pixels(32), sizes=BATCHES, fixed=CONFIGURED, forms=ALL_FORMS)
 def deit() -> nn.Module:
     return make("DeiTConfig", "DeiTForImageClassification", **VIT)
 
@@ -72,7 +72,7 @@ def swin() -> nn.Module:
     )
 
 
-@architecture("convnext", pixels(), sizes=SIDES)
+@architecture("convnext", pixels(), sizes=SIDES, forms=ALL_FORMS)
 def convnext() -> nn.Module:
     return make(
         "ConvNextConfig", "ConvNextForImageClassification", hidden_sizes=[24, 48], depths=[1, 1], num_stages=2
@@ -91,7 +91,7 @@ def resnet() -> nn.Module:
     )
 
 
-@architecture("regnet", pixels(), sizes=SIDES)
+@architecture("regnet", pixels(), sizes=SIDES, forms=ALL_FORMS)
 def regnet() -> nn.Module:
     return make(
         "RegNetConfig",
@@ -135,7 +135,7 @@ def segformer() -> nn.Module:
     )
 
 
-@architecture("poolformer", pixels(), sizes=SIDES)
+@architecture("poolformer", pixels(), sizes=SIDES, forms=ALL_FORMS)
 def poolformer() -> nn.Module:
     return make(
         "PoolFormerConfig",

@@ -102,7 +102,7 @@ class FieldTable(nn.Module):
         return self.table(ids + self.offsets.unsqueeze(0))
 
 
-@architecture("deepfm", fields, sizes=BATCHES, fixed=FEATURES)
+@architecture("deepfm", fields, sizes=BATCHES, fixed=FEATURES, forms=ALL_FORMS)
 class DeepFm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,9 @@ class InterestNetwork(nn.Module):
         return self.top(torch.cat([pooled, wanted[:, 0]], -1)).squeeze(-1)
 
 
-@architecture("sasrec", lambda d, b, n: (d.ids(200, b, n, first=1),), sizes=((2, 10), (3, 15), (1, 6)))
+@architecture(
+    "sasrec", lambda d, b, n: (d.ids(200, b, n, first=1),), sizes=((2, 10), (3, 15), (1, 6)), forms=ALL_FORMS
+)
 class SasRec(nn.Module):
     """Items in order: a causal transformer whose output is scored with the input's table."""
 

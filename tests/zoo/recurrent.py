@@ -23,7 +23,10 @@ class LstmTagger(nn.Module):
 
 
 @architecture(
-    "char_rnn", lambda d, b, n: (d.ids(60, b, n), d.floats(2, b, 64)), sizes=((2, 8), (3, 12), (1, 5))
+    "char_rnn",
+    lambda d, b, n: (d.ids(60, b, n), d.floats(2, b, 64)),
+    sizes=((2, 8), (3, 12), (1, 5)),
+    forms=ALL_FORMS,
 )
 class CharRnn(nn.Module):
     """The state goes in and comes out."""
@@ -75,6 +78,7 @@ class LstmCells(nn.Module):
     "gru_seq2seq",
     lambda d, b, n: {"source": d.ids(120, b, n), "target": d.ids(120, b, 5)},
     sizes=((2, 8), (3, 12), (1, 5)),
+    forms=ALL_FORMS,
 )
 class GruSeq2Seq(nn.Module):
     """Bahdanau's attention; the decoder is a GRU that is called step by step."""
@@ -167,7 +171,7 @@ class TemporalBlock(nn.Module):
         return torch.relu(self.net(x) + (x if self.downsample is None else self.downsample(x)))
 
 
-@architecture("tcn", lambda d, b, n: (d.floats(b, 8, n),), sizes=((2, 24), (3, 31), (1, 17)))
+@architecture("tcn", lambda d, b, n: (d.floats(b, 8, n),), sizes=((2, 24), (3, 31), (1, 17)), forms=ALL_FORMS)
 class Tcn(nn.Module):
     """Causal convolutions under weight_norm."""
 
@@ -182,7 +186,13 @@ class Tcn(nn.Module):
         return self.out(self.blocks(x)[:, :, -1])
 
 
-@architecture("nbeats", lambda d, b, n: (d.floats(b, 24),), sizes=((2, 0), (5, 0), (1, 0)), fixed=FEATURES)
+@architecture(
+    "nbeats",
+    lambda d, b, n: (d.floats(b, 24),),
+    sizes=((2, 0), (5, 0), (1, 0)),
+    fixed=FEATURES,
+    forms=ALL_FORMS,
+)
 class NBeats(nn.Module):
     """A forecast made of blocks that each explain away a part of the input."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from tests.zoo.architecture import Arguments, Draw, architecture
+from tests.zoo.architecture import ALL_FORMS, Arguments, Draw, architecture
 from tests.zoo.encoders import WORDS, make, sentences
 
 BART = {
@@ -42,7 +42,7 @@ def t5() -> nn.Module:
     )
 
 
-@architecture("t5_encoder", sentences)
+@architecture("t5_encoder", sentences, forms=ALL_FORMS)
 def t5_encoder() -> nn.Module:
     return make(
         "T5Config",

@@ -63,7 +63,7 @@ class GlobalNorm(nn.Module):
         return self.gamma * (x - mean) / torch.pow(var + 1e-8, 0.5) + self.beta
 
 
-@architecture("conv_tasnet", wave, sizes=((2, 160), (3, 240), (1, 80)))
+@architecture("conv_tasnet", wave, sizes=((2, 160), (3, 240), (1, 80)), forms=ALL_FORMS)
 class ConvTasNet(nn.Module):
     """Two speakers are separated by masks on a learned spectrum."""
 
@@ -194,6 +194,7 @@ class DeepSpeech(nn.Module):
     lambda d, b, n: (d.floats(b, 1, n, 10),),
     sizes=((2, 49), (3, 65), (1, 32)),
     min_params=512,
+    forms=ALL_FORMS,
 )
 def keyword_spotting() -> nn.Module:
     """DS-CNN, for microcontrollers."""
@@ -239,7 +240,12 @@ class Conformer(nn.Module):
         return self.out(x).log_softmax(-1), lengths
 
 
-@architecture("speaker_embedding", lambda d, b, n: (d.floats(b, n, 24),), sizes=((2, 20), (3, 31), (1, 16)))
+@architecture(
+    "speaker_embedding",
+    lambda d, b, n: (d.floats(b, n, 24),),
+    sizes=((2, 20), (3, 31), (1, 16)),
+    forms=ALL_FORMS,
+)
 class SpeakerEmbedding(nn.Module):
     """x-vectors: time-delay layers, then mean and deviation over time."""
 

@@ -75,7 +75,7 @@ class CumulativeScan(nn.Module):
         return self.down(value.cumsum(1) * torch.exp(log_decay))
 
 
-@architecture("linear_attention", lambda d, b, n: (d.floats(b, n, 48),))
+@architecture("linear_attention", lambda d, b, n: (d.floats(b, n, 48),), forms=ALL_FORMS)
 class LinearAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

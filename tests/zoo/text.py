@@ -45,7 +45,7 @@ class Encoder(nn.Module):
         return self.out(x[:, 0])
 
 
-@architecture("transformer_encoder_not_nested", padded)
+@architecture("transformer_encoder_not_nested", padded, forms=ALL_FORMS)
 def encoder_not_nested() -> nn.Module:
     """What the refusal of transformer_encoder advises."""
     return Encoder(nested=False)

@@ -164,7 +164,7 @@ class MixerBlock(nn.Module):
         return x + self.channels(self.norm2(x))
 
 
-@architecture("mlp_mixer", picture, sizes=BATCHES, fixed=CONFIGURED)
+@architecture("mlp_mixer", picture, sizes=BATCHES, fixed=CONFIGURED, forms=ALL_FORMS)
 class MlpMixer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
