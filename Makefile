@@ -173,7 +173,7 @@ EXECUTORCH_ARM64_READY := build/executorch-arm64/.ready
 EXECUTORCH_TOOLS := $(VENV)/.ready-executorch
 KERNEL_SOURCES := $(filter-out custom_ops/roast_scatter.cc,$(wildcard custom_ops/roast_*.cc))
 # The longest first.
-MOBILE_TESTS := $(patsubst %,tests/test_%.py,matrix_models mobile cross qemu qemu_onnxruntime qemu_executorch to_ort web executorch executorch_archive executorch_xnnpack pte_proof bundle)
+MOBILE_TESTS := $(patsubst %,tests/test_%.py,matrix_models mobile cross qemu qemu_onnxruntime qemu_executorch to_ort web executorch executorch_process executorch_archive executorch_xnnpack pte_proof bundle)
 
 $(WEB_READY):
 	@echo "fetching onnxruntime-web"

@@ -128,6 +128,9 @@ class PteFile(Artifact):
 
 def open_pte(path: Path) -> PteFile:
     """The file at `path`. Raises RoastError if it is not one of ours."""
+    if runtime_executorch.unavailable() is None:
+        # It is wanted later, and gets ready while this process reads the file and traces the model.
+        runtime_executorch.PROCESS.start()
     program = read_program(path)
     text = program.note()
     if text is None:

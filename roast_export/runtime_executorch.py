@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from roast_export.arrays import array_of, tensor_of
 from roast_export.built import build_folder, missing
-from roast_export.errors import RoastError
-from roast_export.runtimes import Array, Runtime
+from roast_export.executorch_process import ExecutorchProcess
+from roast_export.runtimes import Run, Runtime
 
-Run = Callable[[dict[str, Array]], list[Array]]
-
-_LOADED: list[ctypes.CDLL] = []
+PROCESS = ExecutorchProcess()
 
 
 def unavailable() -> str | None:
@@ -38,52 +32,11 @@ def library_path() -> Path:
 
 
 def open_portable(path: str | bytes) -> Run:
-    return _open(path)
+    return PROCESS.open(path, None)
 
 
 def open_native(path: str | bytes) -> Run:
-    from executorch.runtime import Runtime
-
-    Runtime.get()
-    if not _LOADED:
-        # A second copy would register its operators twice, which ends the process.
-        _LOADED.append(ctypes.CDLL(str(library_path())))
-    return _open(path)
-
-
-def _open(path: str | bytes) -> Run:
-    from executorch.runtime import Runtime
-
-    try:
-        with _silence():
-            method = Runtime.get().load_program(path).load_method("forward")
-    except Exception as error:
-        raise RoastError(f"executorch cannot load the file: {error}") from error
-
-    def run(inputs: dict[str, Array]) -> list[Array]:
-        tensors = [tensor_of(value) for value in inputs.values()]
-        try:
-            with _silence():
-                outputs = method.execute(tensors)
-        except Exception as error:
-            raise RoastError(f"executorch cannot run the file: {error}") from error
-        return [array_of(output) for output in outputs]
-
-    return run
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """It writes about the processor to the process's own error stream, past Python."""
-    saved = os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
+    return PROCESS.open(path, library_path())
 
 
 def runtimes() -> list[Runtime]:
@@ -102,10 +55,6 @@ def xnnpack_runtimes(native: bool) -> list[Runtime]:
 
 
 def _xnnpack_missing() -> str | None:
-    from executorch.runtime import Runtime
-
-    with _silence():
-        present = Runtime.get().backend_registry.is_available("XnnpackBackend")
-    return (
-        None if present else "this executorch was built without XNNPACK; run `pip install executorch==1.5.1`"
-    )
+    if PROCESS.has_backend("XnnpackBackend"):
+        return None
+    return "this executorch was built without XNNPACK; run `pip install executorch==1.5.1`"
