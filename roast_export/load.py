@@ -38,6 +38,7 @@ from roast_export.importers import convert, research_layers, survey
 from roast_export.program import LoadedProgram, quiet
 from roast_export.reading import copied, opened
 from roast_export.state_layers import bare_model, describe, fill
+from roast_export.stored_tensors import check_stored
 from roast_export.wrappers import unwrapped
 
 
@@ -146,6 +147,7 @@ def _load_archive(copy: Path, path: Path, trust: bool) -> nn.Module:
     try:
         reason = None if trust else runs_code(copy)
         if reason is None:
+            check_stored(copy, path)
             with quiet():
                 extra = {ARCHIVE_NOTE: "", MEMBER: ""}
                 program = torch.export.load(copy, extra_files=extra)
@@ -153,6 +155,8 @@ def _load_archive(copy: Path, path: Path, trust: bool) -> nn.Module:
                 loaded.roast_errors = _errors(extra[ARCHIVE_NOTE])
                 loaded.goldens = from_text(extra[MEMBER]) if extra[MEMBER] else []
                 return loaded
+    except LoadError:
+        raise
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LoadError(f"{path} cannot be opened as a torch.export archive: {message}") from error

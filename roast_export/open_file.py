@@ -22,6 +22,7 @@ from roast_export.reading import copied, opened
 from roast_export.report import Report
 from roast_export.script_code import script_runs_code
 from roast_export.script_file import open_script_file
+from roast_export.stored_tensors import check_stored
 
 Restored = Callable[[Report], Report]
 """Gives a report the names that its reader knows, in the place of those of a copy."""
@@ -70,9 +71,12 @@ def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
                 f"{path} could do more than compute ({reason}), and comparing it runs it; add --trust "
                 "(trust=True) if you trust where it comes from"
             )
+        check_stored(path, path)
         return open_script_file(path, target)
     if target == "pt2":
-        return open_pt2_file(path)
+        file = open_pt2_file(path)
+        check_stored(path, path)
+        return file
     if target == "aoti" and trust:
         return open_aoti_file(path)
     if target == "aoti":

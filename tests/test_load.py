@@ -307,7 +307,7 @@ DAMAGE: dict[str, Callable[[Members], Members]] = {
 @pytest.mark.parametrize("name", DAMAGE)
 @pytest.mark.parametrize("trust", [False, True], ids=["", "trust"])
 def test_a_damaged_archive_is_refused(members, tmp_path, name, trust):
-    with pytest.raises(LoadError, match="cannot be opened as a torch"):
+    with pytest.raises(LoadError, match=r"cannot be opened as a torch|truncated or damaged"):
         load(write(tmp_path / "m.pt", DAMAGE[name](members)), trust=trust)
 
 
