@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
 from roast_export import placement, projection
@@ -35,6 +35,8 @@ class _Group:
     """Whether an embedding looks rows up in it."""
     filters: bool = False
     """Whether it is one filter for each output, as in a convolution and nn.Bilinear."""
+    turned: bool = False
+    """Whether it is the weight of transposed convolutions alone."""
     written: bool = False
     """Whether a layer writes to it in forward (max_norm)."""
 
@@ -118,7 +120,13 @@ def _weights(
     targets = [group.parameter.detach().float().cpu() for group in share]
     mappings = placement.place(
         [
-            Placed(tuple(group.parameter.shape), group.rows, (seed, *group.names[0].encode()), group.bank)
+            Placed(
+                tuple(group.parameter.shape),
+                group.rows,
+                (seed, *group.names[0].encode()),
+                group.bank,
+                group.turned,
+            )
             for group in share
         ],
         ratio,
@@ -188,8 +196,9 @@ def _choose(
             group = found.get(id(parameter), _Group(parameter, (), False))
             rows = group.rows or isinstance(module, nn.Embedding | nn.EmbeddingBag)
             filters = group.filters or isinstance(module, _ConvNd | nn.Bilinear)
+            turned = (group.turned or not group.names) and isinstance(module, _ConvTransposeNd)
             written = group.written or getattr(module, "max_norm", None) is not None
-            found[id(parameter)] = _Group(parameter, (*group.names, name), rows, filters, written)
+            found[id(parameter)] = _Group(parameter, (*group.names, name), rows, filters, turned, written)
     names = [name for group in found.values() for name in group.names]
     for pattern in [*include, *exclude]:
         if not any(fnmatchcase(name, pattern) for name in names):

@@ -74,7 +74,7 @@ def _weight_of(node: ir.Node) -> tuple[ir.Node, Mapping] | None:
         return None
     mapping, _ = onnx_ops.mapping_of(ir.to_proto(source))
     if flattened:
-        mapping = _as_matrix(mapping)
+        mapping = as_matrix(mapping)
     if len(mapping.shape) != 2:
         return None
     found = mapping if across else transposed(mapping)
@@ -89,7 +89,8 @@ def _flattens(node: ir.Node) -> bool:
     return after is not None and len(after) == 2 and after[0] == before.shape[0]
 
 
-def _as_matrix(mapping: Mapping) -> Mapping:
+def as_matrix(mapping: Mapping) -> Mapping:
+    """The same weight with all axes but the first as one."""
     return replace(mapping, shape=(mapping.shape[0], math.prod(mapping.shape[1:])))
 
 

@@ -63,6 +63,8 @@ class Placed:
     """What its coefficients are drawn from, non-negative."""
     bank: bool = False
     """Whether it is several matrices one after the other, say experts: a table of all their rows."""
+    turned: bool = False
+    """Whether its first axis counts inputs, as in a transposed convolution, and not outputs."""
 
 
 def place(weights: Sequence[Placed], ratio: float) -> list[Mapping]:
@@ -72,22 +74,33 @@ def place(weights: Sequence[Placed], ratio: float) -> list[Mapping]:
         InputError: the array would be longer than a record can say.
     """
     n_memory = array_length(sum(math.prod(weight.shape) for weight in weights), ratio)
-    tables = [_as_table(weight) if weight.bank else weight for weight in weights]
+    matrices = [_as_matrix(weight) for weight in weights]
     if n_memory > MAX_MEMORY:
         raise InputError(
             f"at ratio {ratio} the array would have {n_memory:,} elements, over {MAX_MEMORY:,}; give each "
             "parameter an array of its own (local=True, --local), or raise the ratio"
         )
     if ratio <= HASHED_FROM:
-        mappings = _side_by_side(tables, ratio)
+        mappings = _side_by_side(matrices, ratio)
     else:
-        mappings = [draw_mapping(t.shape, n_memory, t.entropy, rows=t.rows, bank=t.bank) for t in tables]
-    return [replace(m, shape=weight.shape) for m, weight in zip(mappings, weights, strict=True)]
+        mappings = [draw_mapping(m.shape, n_memory, m.entropy, rows=m.rows, bank=m.bank) for m in matrices]
+    return [_of_weight(mapping, weight) for mapping, weight in zip(mappings, weights, strict=True)]
 
 
-def _as_table(weight: Placed) -> Placed:
-    *rows, cols = weight.shape
-    return replace(weight, shape=(math.prod(rows), cols), rows=True)
+def _as_matrix(weight: Placed) -> Placed:
+    """What lies in the array: all rows of a bank as a table, and (outputs, inputs) of what is turned."""
+    first, *others = weight.shape
+    if weight.bank:
+        return replace(weight, shape=(first * math.prod(others[:-1]), others[-1]), rows=True)
+    return replace(weight, shape=(math.prod(others), first)) if weight.turned else weight
+
+
+def _of_weight(mapping: Mapping, weight: Placed) -> Mapping:
+    """The record of the weight itself, from that of `_as_matrix`: the view stays."""
+    if not weight.turned:
+        return replace(mapping, shape=weight.shape)
+    outputs, inputs = mapping.matrix
+    return replace(mapping, shape=weight.shape, matrix=(inputs, outputs), transposed=not mapping.transposed)
 
 
 def _side_by_side(weights: Sequence[Placed], ratio: float) -> list[Mapping]:

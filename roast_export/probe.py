@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from roast_export import onnx_ops, torch_ops
 from roast_export.compare import compare_bits, failed
-from roast_export.fuse import transposed
+from roast_export.fuse import as_matrix, transposed
 from roast_export.program import VirtualLayer
 from roast_export.report import Check
 from roast_export.runtimes import Run, Runtime
@@ -52,10 +52,10 @@ def check(
                 look_up = _with(runtime.open(model), "probe_ids")
                 yield check_rows(layer, node.name, runtime.name, look_up)
                 continue
-            across = mapping == transposed(layer.mapping)
+            across = mapping == transposed(as_matrix(layer.mapping))
             expected, actual = expected_weight(layer), runtime.open(model)({})[0]
             if node.op_type in onnx_ops.LINEARS:
-                # A product takes a weight of more axes as a matrix: nn.Bilinear.
+                # A product takes a weight of more axes as a matrix: nn.Bilinear, nn.ConvTranspose1d.
                 expected = expected.reshape(len(expected), -1)
             # Compared as the layer has it, so that the report's index is the weight's.
             found = np.ascontiguousarray(actual.T) if across and actual.ndim == 2 else actual

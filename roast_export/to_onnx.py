@@ -46,6 +46,7 @@ from roast_export.onnx_norms import norms
 from roast_export.onnx_pooling import pooling
 from roast_export.onnx_recurrent import recurrent, refuse_projections
 from roast_export.onnx_steps import steps
+from roast_export.onnx_transposed import transposed_convolutions
 from roast_export.onnx_uniform import spread_uniform
 from roast_export.program import VirtualLayer, input_names, layers_of, output_names, quiet
 from roast_export.ranges import RANGES, named_ranges
@@ -188,7 +189,7 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
         **norms(standard),
         **pooling(standard),
         # Where the library is not, a weight that is expanded once a run is better than at every step.
-        **(recurrent(standard) if options.portable else steps(standard) | bilinear(standard)),
+        **(recurrent(standard) if options.portable else _products(standard)),
     }
     exact_rewrites()
     try:
@@ -207,6 +208,11 @@ def _translate(program: ExportedProgram, options: OnnxOptions) -> ir.Model:
     onnxscript.optimizer.optimize_ir(exported.model, output_size_limit=LARGEST_FOLDED)
     onnx_fusions.fuse(exported.model)
     return exported.model
+
+
+def _products(standard: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Layers of which products with virtual weights are parts."""
+    return steps(standard) | bilinear(standard) | transposed_convolutions(standard)
 
 
 def _expands(mapping: Mapping, options: OnnxOptions) -> bool:
