@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
+from roast_export.budget import check_values
 from roast_export.functional_ops import is_functional
+from roast_export.shape_cost import too_costly
 
 ARCHIVE_NOTE = "roast.json"
 """Member of our archives that says what they are."""
@@ -61,7 +63,7 @@ def runs_code(path: Path) -> str | None:
         return f"pickled objects in {_SAMPLES}"
     for name in _TREES:
         tree = json.loads(reader.get_record(name).decode())
-        reason = _payload_reason(tree) or _json_reason(tree)
+        reason = too_costly(tree) or _payload_reason(tree) or _json_reason(tree)
         if reason:
             return f"{reason} in {name}"
     return None
@@ -69,7 +71,7 @@ def runs_code(path: Path) -> str | None:
 
 def _is_plain(blob: bytes) -> bool:
     try:
-        torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
+        check_values(torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True))
     except Exception:
         return False
     return True

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from roast_export.budget import check_values
 from roast_export.errors import LoadError
 from roast_export.file_kind import check_members
 from roast_export.reading import opened, path_of
@@ -132,7 +133,9 @@ def _part_state(file: BinaryIO, path: Path) -> dict[str, Any]:
         check_members(file, path)
     file.seek(0)
     try:
-        return dict(torch.load(file, map_location="cpu", weights_only=True))
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        check_values(content)
+        return dict(content)
     except Exception as error:
         raise LoadError(f"{path} cannot be read as a state dict ({_first_line(error)})") from error
 

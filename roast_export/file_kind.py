@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from roast_export import budget
 from roast_export.errors import LoadError
 
 INDEX = ".index.json"
@@ -80,11 +81,14 @@ def check_members(file: BinaryIO | Path, path: str | os.PathLike[str]) -> None:
     path: what the archive is called in messages.
 
     Raises:
-        LoadError: the archive is truncated, or a member is damaged.
+        LoadError: the archive is truncated, a member is damaged, or its members are too large together.
     """
     try:
         with zipfile.ZipFile(file) as archive:
+            budget.check_unpacked(archive, path)
             damaged = archive.testzip()
+    except LoadError:
+        raise
     except _DAMAGE as error:
         raise LoadError(f"{path} is truncated or damaged ({error}); copy it again") from error
     if damaged:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from roast_export.budget import check_unpacked
 from roast_export.dimensions import EVERY_OTHER, parse_dimension
-from roast_export.errors import InputError
+from roast_export.errors import InputError, LoadError
 from roast_export.reading import opened
 
 DTYPES = {
@@ -107,7 +108,11 @@ def read_inputs(path: str | Path) -> dict[str, Tensor]:
         try:
             archive = np.load(file, allow_pickle=False)
             named = isinstance(archive, np.lib.npyio.NpzFile)
+            if named:
+                check_unpacked(archive.zip, path)
             arrays = {name: archive[name] for name in archive.files} if named else {}
+        except LoadError as error:
+            raise InputError(f"{says}{error}") from error
         except _DAMAGE as error:
             raise InputError(f"{says}{path}: cannot be read as .npz ({error}); see numpy.savez") from error
     if not named:

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from roast_export.archive import ARCHIVE_NOTE, runs_code
+from roast_export.budget import check_values
 from roast_export.checkpoint import Checkpoint, built, indexed_state, model_in, safetensors_state
 from roast_export.errors import InputError, LoadError
 from roast_export.facts import Facts, read_facts
@@ -190,6 +191,9 @@ def _open_pickle(file: BinaryIO, path: Path, model: str | None, trust: bool, alo
     try:
         with quiet():
             content = torch.load(file, map_location="cpu", weights_only=True)
+        check_values(content)
+    except LoadError as error:
+        raise LoadError(f"{path} is refused: {error}") from error
     except pickle.UnpicklingError as error:
         if not trust:
             raise LoadError(
