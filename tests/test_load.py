@@ -103,7 +103,7 @@ def test_an_archive_keeps_records(archive):
     layers = load(archive).roast_layers
     assert set(layers) == {"table.weight", "up.weight", "down.weight"}
     assert {layer.array for layer in layers.values()} == {next(iter(layers.values())).array}
-    note = json.loads(zipfile.ZipFile(archive).read("model/extra/roast.json"))
+    note = json.loads(zipfile.ZipFile(archive).read("archive/extra/roast.json"))
     assert note["layers"] == {name: layer.mapping.to_list() for name, layer in layers.items()}
 
 
