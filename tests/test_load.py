@@ -277,7 +277,7 @@ def test_a_truncated_file_is_refused(archive, model, tmp_path, kind, keep):
 def test_one_flipped_byte_is_refused(archive, tmp_path, member):
     content = bytearray(archive.read_bytes())
     with zipfile.ZipFile(archive) as file:
-        info = file.getinfo(f"model/{member}")
+        info = file.getinfo(f"archive/{member}")
     content[content.index(file_start(content, info)) + info.file_size // 2] ^= 1
     (tmp_path / "m.pt").write_bytes(content)
     with pytest.raises(LoadError, match=rf"damaged in its member model/{member}"):
