@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping as Lookup
@@ -16,6 +15,7 @@ import onnx
 from roast_export import onnx_ops, to_web
 from roast_export.built import build_folder, missing
 from roast_export.errors import ExportError, InputError
+from roast_export.printable import to_json
 from roast_export.runtimes import Array
 
 FILES = Path(__file__).parent / "bundle_files"
@@ -126,7 +126,7 @@ def write(
     golden = {"inputs": _golden(inputs), "outputs": _golden(outputs)}
     for name, bound in bounds.items():
         golden["outputs"][name]["bound"] = bound
-    (folder / "golden.json").write_text(json.dumps(golden, allow_nan=True) + "\n", encoding="utf-8")
+    (folder / "golden.json").write_text(to_json(golden, indent=None), encoding="utf-8")
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 

@@ -89,9 +89,11 @@ def read_facts(given: Facts | Mapping[str, Any] | str | os.PathLike[str] | None)
     try:
         content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no valid {path.suffix.lstrip('.') or 'toml'}: {error}") from error
+        raise InputError(
+            f"{path} is no valid {path.suffix.lstrip('.') or 'toml'}: {error}; see docs/checkpoints.md"
+        ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a table with 'defaults' and 'layers'")
+        raise InputError(f"{path} must hold a table with 'defaults' and 'layers'; see docs/checkpoints.md")
     return _checked(content, str(path))
 
 

@@ -160,7 +160,9 @@ def _load_archive(copy: Path, path: Path, trust: bool) -> nn.Module:
         raise
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LoadError(f"{path} cannot be opened as a torch.export archive: {message}") from error
+        raise LoadError(
+            f"{path} cannot be opened as a torch.export archive: {message}; save the model again"
+        ) from error
     raise LoadError(
         f"{path} is a torch.export archive that runs code when opened ({reason}); add --trust "
         "(trust=True) if you trust where it comes from, or write it anew with roast_export.save"
@@ -244,7 +246,7 @@ def _unpickle(file: BinaryIO, path: Path) -> Any:
         raise LoadError(f"{path} needs its model's code: {error}; put it on PYTHONPATH") from error
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LoadError(f"{path} cannot be unpickled: {message}") from error
+        raise LoadError(f"{path} cannot be unpickled: {message}; save the model again") from error
 
 
 def _see_working_folder() -> None:

@@ -52,9 +52,12 @@ def changed(value: T, change: Callable[[str], str]) -> T:
     return cast("T", found)
 
 
-def to_json(value: Any) -> str:
-    """JSON (RFC 8259); it has no NaN: such numbers become the strings "NaN", "Infinity" and "-Infinity"."""
-    return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+def to_json(value: Any, indent: int | None = 1) -> str:
+    """JSON (RFC 8259); it has no NaN: such numbers become the strings "NaN", "Infinity" and "-Infinity".
+
+    indent: as in json.dumps; None writes one line.
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

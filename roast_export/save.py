@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from roast_export.fit import relative_errors
 from roast_export.fixed_lengths import fixed_lengths
 from roast_export.golden import MEMBER, Golden, chosen, golden, to_text
 from roast_export.modes import EXPERTS
+from roast_export.printable import to_json
 from roast_export.program import Inputs, LoadedProgram, evaluation, layers_of, quiet
 from roast_export.state import unchanged
 from roast_export.stateful import with_state
@@ -87,7 +87,7 @@ def save(
         for node in program.graph.nodes:
             # Where the user's code lies is nobody's business but theirs.
             node.meta.pop("stack_trace", None)
-        extra = {ARCHIVE_NOTE: json.dumps(note)}
+        extra = {ARCHIVE_NOTE: to_json(note, indent=None)}
         goldens = _goldens(live, truth)
         if goldens:
             extra[MEMBER] = to_text(goldens)

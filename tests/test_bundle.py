@@ -57,12 +57,30 @@ def golden(folder: Path, key: str) -> dict[str, np.ndarray]:
     return {name: np.array(v["data"], v["type"]).reshape(v["dims"]) for name, v in values.items()}
 
 
+def test_golden_values_are_strict_json(exported, tmp_path):
+    """No NaN of Python's in a file that JavaScript, Kotlin and Swift read."""
+    path, inputs, _ = exported
+    special = np.array([np.nan, np.inf, -np.inf, 1.5], np.float32)
+    outputs = {"scores": special, "best": np.zeros(1, np.int64)}
+    bundle.write(
+        path, "web", tmp_path / "b", inputs=inputs, outputs=outputs, bounds=BOUNDS | {"scores": np.inf}
+    )
+
+    def refuse(word: str) -> None:
+        raise ValueError(word)
+
+    stated = json.loads(read(tmp_path / "b", "golden.json"), parse_constant=refuse)["outputs"]["scores"]
+    assert stated["data"] == ["NaN", "Infinity", "-Infinity", 1.5]
+    assert np.array_equal(golden(tmp_path / "b", "outputs")["scores"], special, equal_nan=True)
+    assert stated["bound"] == "Infinity"
+
+
 def agrees(outputs: list[np.ndarray], folder: Path) -> bool:
     expected = golden(folder, "outputs")
     stated = json.loads(read(folder, "golden.json"))["outputs"]
     assert len(outputs) == len(expected) > 0
     checks = [
-        compare_values("bundle", name, "golden", want, got, stated[name]["bound"], 0.0).passed
+        compare_values("bundle", name, "golden", want, got, float(stated[name]["bound"]), 0.0).passed
         for (name, want), got in zip(expected.items(), outputs, strict=True)
     ]
     return all(checks)
