@@ -32,7 +32,7 @@ def quiet() -> Iterator[None]:
     """Keep torch's export chatter off the screen; what matters comes as an exception."""
     levels = {name: logging.getLogger(name).level for name in ("torch", "torch.export", "torch.onnx")}
     for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # The fused inference path of nn.TransformerEncoder is one opaque operator that nothing can export.
     torch.backends.mha.set_fastpath_enabled(False)

@@ -93,7 +93,9 @@ def read_note(path: Path) -> Note:
     except FileNotFoundError:
         raise RoastError(f"{path} does not exist") from None
     except StopIteration:
-        raise RoastError(f"{path} was not written by roast-export: it has no {NOTE}") from None
+        raise RoastError(
+            f"{path} was not written by roast-export: it has no {NOTE}; export the model again"
+        ) from None
     except _DAMAGE as error:
         raise RoastError(f"{path} is damaged or of another version ({error}); export it again") from error
 

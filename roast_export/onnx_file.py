@@ -18,7 +18,7 @@ from roast_export.all_runtimes import optional_onnx_runtimes
 from roast_export.artifact import Artifact, Tell, expected_layer
 from roast_export.calls import plain_name
 from roast_export.cases import Case
-from roast_export.compare import failed
+from roast_export.compare import failed, first_line
 from roast_export.data_file import tensors_of
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
@@ -130,11 +130,13 @@ def open_onnx(path: Path) -> OnnxFile:
     except FileNotFoundError:
         raise RoastError(f"{path} does not exist") from None
     except Exception as error:
-        raise RoastError(f"{path} is not an ONNX model: {str(error).splitlines()[0]}") from error
+        raise RoastError(
+            f"{path} is not an ONNX model ({first_line(error)}); name an exported file"
+        ) from error
     nodes = onnx_ops.layers_in(proto.graph)
     if not nodes:
         raise RoastError(
-            f"{path} has no node of the domain {onnx_ops.DOMAIN}; it was not written by roast-export"
+            f"{path} has no node of the domain {onnx_ops.DOMAIN}; it was not written by roast-export; export the model"
         )
     arrays = {onnx_ops.array_of(node) for node in nodes}
     return OnnxFile(

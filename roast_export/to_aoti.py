@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from roast_export.errors import ExportError
 from roast_export.note import NOTE, note_of
 from roast_export.program import DimNames, layers_of, quiet
+from roast_export.torch_zip import deflated
 
 
 def compiler_absent() -> str | None:
@@ -43,12 +44,22 @@ def write_aoti(program: ExportedProgram, path: Path, *, dim_names: DimNames | No
     try:
         with quiet():
             torch._inductor.aoti_compile_and_package(program, package_path=package)
-        with zipfile.ZipFile(package, "a") as archive:
-            root = archive.namelist()[0].partition("/")[0]
-            archive.writestr(f"{root}/extra/{NOTE}", note.to_json())
-        path.write_bytes(package.getbuffer())
+        with deflated(path) as large:
+            _without_sources(package, large, note.to_json())
     except (OSError, ExportError):
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(f"AOTInductor cannot compile this model: {lines[0]}") from error
+
+
+def _without_sources(package: io.BytesIO, target: io.BytesIO, note: str) -> None:
+    """The package with our note, and without the C++ that it was compiled from.
+
+    The package runs without it, and it quotes the compiler's command with the paths of this machine.
+    """
+    with zipfile.ZipFile(package) as source, zipfile.ZipFile(target, "w") as archive:
+        names = [name for name in source.namelist() if not name.endswith(".cpp")]
+        for name in names:
+            archive.writestr(name, source.read(name))
+        archive.writestr(f"{names[0].partition('/')[0]}/extra/{NOTE}", note)

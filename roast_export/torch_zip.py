@@ -1,4 +1,4 @@
-"""torch's archives with their text deflated.
+"""torch's archives with their text deflated, and without the paths of the machine that wrote them.
 
 torch stores graphs and bytecode as plain text, which can be larger than a compressed model's tensors.
 Every reader of the format inflates; tensors stay as they are, at multiples of 64 bytes, because
@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEXT = ("pkl", ".py", ".json")
+SOURCE_RANGES = ".debug_pkl"
+"""Members that map TorchScript to lines of Python, with paths of the machine; readers do without."""
+
 LINE = 64
 LOCAL_HEADER_BYTES = 30
 PADDING_TAG = b"FB"
@@ -31,6 +34,8 @@ def deflated(path: Path) -> Iterator[io.BytesIO]:
     yield large
     with zipfile.ZipFile(large) as source, path.open("wb") as file, zipfile.ZipFile(file, "w") as target:
         for member in source.infolist():
+            if member.filename.endswith(SOURCE_RANGES):
+                continue
             copy = _header(member.filename, file.tell())
             target.writestr(copy, source.read(member))
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import roast_export
+from roast_export import budget
+from roast_export.export import TARGETS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -131,3 +133,11 @@ def test_control_more_options_are_accepted():
         pass
 
     assert first_difference(compress, "model, ratio=100, *, seed=0") == ""
+
+
+def test_the_security_page_names_every_limit_and_every_target():
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    limits = [value for value in vars(budget).values() if str(value).startswith("ROAST_LIMIT")]
+    suffixes = [suffix for target, suffix in TARGETS.items() if target != "aoti"]
+    assert limits
+    assert [word for word in [*limits, *suffixes, "AOTInductor"] if word not in page] == []

@@ -1,13 +1,16 @@
 """torch's archives, deflated: every reader finds what was written, at the places that torch asks for."""
 
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
+from models import Small, small_inputs
 from torch import nn
 
+import roast_export
 from roast_export.program import quiet
-from roast_export.torch_zip import LINE, LOCAL_HEADER_BYTES, TEXT, deflated
+from roast_export.torch_zip import LINE, LOCAL_HEADER_BYTES, SOURCE_RANGES, TEXT, deflated
 
 
 @pytest.fixture
@@ -28,8 +31,10 @@ def written(tmp_path):
 def test_members_are_the_same(written):
     plain, path = (zipfile.ZipFile(p) for p in written)
     assert path.testzip() is None
-    assert path.namelist() == plain.namelist()
-    assert all(path.read(name) == plain.read(name) for name in plain.namelist())
+    kept = [name for name in plain.namelist() if not name.endswith(SOURCE_RANGES)]
+    assert path.namelist() == kept
+    assert len(kept) < len(plain.namelist())
+    assert all(path.read(name) == plain.read(name) for name in kept)
 
 
 def test_text_is_deflated_and_tensors_are_not(written):
@@ -84,3 +89,26 @@ def test_a_failure_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="no"):
         half_written(tmp_path / "m.ts")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "portable"), [("torchscript", False), ("torchscript", True), ("lite", True)]
+)
+def test_no_path_of_this_machine_is_in_a_file(tmp_path, target, portable):
+    torch.manual_seed(0)
+    small = roast_export.compress(Small().eval(), 8)
+    options = {"to": target, "portable": portable, "example_inputs": small_inputs(), "verify": False}
+    roast_export.export(small, tmp_path / "m.ts", **options)
+    places = [str(Path(module.__file__).parent).encode() for module in (roast_export, torch)]
+    assert not found_in(tmp_path / "m.ts", places)
+
+
+def test_control_torch_writes_paths_of_this_machine(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "m.ts")
+    assert found_in(tmp_path / "m.ts", [str(Path(torch.__file__).parent).encode()])
+
+
+def found_in(path, places):
+    with zipfile.ZipFile(path) as archive:
+        texts = [archive.read(name) for name in archive.namelist()]
+    return [place for place in places for text in texts if place in text]
