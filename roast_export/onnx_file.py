@@ -130,13 +130,12 @@ def open_onnx(path: Path) -> OnnxFile:
     except FileNotFoundError:
         raise RoastError(f"{path} does not exist") from None
     except Exception as error:
-        raise RoastError(
-            f"{path} is not an ONNX model ({first_line(error)}); name an exported file"
-        ) from error
+        raise RoastError(f"{path} is not an ONNX model ({first_line(error)}); export it again") from error
     nodes = onnx_ops.layers_in(proto.graph)
     if not nodes:
         raise RoastError(
-            f"{path} has no node of the domain {onnx_ops.DOMAIN}; it was not written by roast-export; export the model"
+            f"{path} was not written by roast-export: it has no node of the domain {onnx_ops.DOMAIN}; "
+            "export the model again"
         )
     arrays = {onnx_ops.array_of(node) for node in nodes}
     return OnnxFile(
