@@ -280,7 +280,7 @@ def test_one_flipped_byte_is_refused(archive, tmp_path, member):
         info = file.getinfo(f"archive/{member}")
     content[content.index(file_start(content, info)) + info.file_size // 2] ^= 1
     (tmp_path / "m.pt").write_bytes(content)
-    with pytest.raises(LoadError, match=rf"damaged in its member model/{member}"):
+    with pytest.raises(LoadError, match=rf"damaged in its member archive/{member}"):
         load(tmp_path / "m.pt")
 
 
