@@ -18,6 +18,7 @@ import click
 
 from roast_export.errors import RoastError, VerificationError
 from roast_export.printable import message
+from roast_export.watched import in_child
 
 REFUSED, MISMATCH, INTERRUPTED = 1, 2, 130
 
@@ -51,6 +52,20 @@ class RoastCommand(click.Command):
             _complain(f"{type(error).__name__}: {error}{hint}", debug)
             sys.exit(REFUSED)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class WatchedCommand(RoastCommand):
+    """One that runs what is in files of other people: it works in a process of its own (watched.py).
+
+    Called with arguments, from Python, it works in the caller's process.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if not args and kwargs.get("args") is None:
+            status = in_child(lambda text: _complain(text, False))
+            if status is not None:
+                sys.exit(status)
+        return super().main(*args, **kwargs)
 
 
 def _complain(text: str, debug: bool) -> None:

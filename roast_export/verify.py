@@ -52,6 +52,7 @@ from roast_export.storage import own_inputs
 from roast_export.subject import Subject
 from roast_export.trace import prepared, trace
 from roast_export.untraced import untraced
+from roast_export.watched import step
 from roast_export.wrappers import bare
 
 Progress = Callable[[str, int, int], None]
@@ -176,7 +177,12 @@ def prove(
     began = time.perf_counter()
     inputs = example_inputs if example_inputs is not None else example_of(program)
     complete(file, program, inputs)
-    tell = progress or (lambda step, done, total: None)
+
+    def tell(name: str, done: int, total: int) -> None:
+        step()
+        if progress is not None:
+            progress(name, done, total)
+
     subject = Subject(
         model=model,
         program=program,

@@ -15,6 +15,7 @@ from roast_export.open_file import private_artifact
 from roast_export.program import Inputs, Program, evaluation
 from roast_export.state import unchanged
 from roast_export.verify import Progress, prepared_for, program_for, prove
+from roast_export.watched import comparing, resting
 from roast_export.wrappers import bare
 
 
@@ -48,14 +49,15 @@ def verify_all(
     matrix = Matrix(name or type(model).__name__, [], lacking=list(require))
     programs: dict[str, tuple[Program, Inputs | None]] = {}
     for path in paths:
-        with private_artifact(path, trust=trust) as (file, restored):
+        with comparing(path), private_artifact(path, trust=trust) as (file, restored):
             known = {runtime.name for runtime in file.runtimes()}
             matrix.lacking = [runtime for runtime in matrix.lacking if runtime not in known]
             # What no file takes is left to the matrix.
             needed = [runtime for runtime in require if runtime in known]
             with showing() as progress, bare(model) as model, evaluation(model), unchanged(model):
-                live, example = prepared_for(file, model, example_inputs)
-                program, inputs = program_for(file, live, example, programs)
+                with resting():
+                    live, example = prepared_for(file, model, example_inputs)
+                    program, inputs = program_for(file, live, example, programs)
                 report = prove(
                     live, program, file, inputs, runtimes, atol, rtol, progress, needed, allow_unproved
                 )
