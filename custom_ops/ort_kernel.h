@@ -60,6 +60,8 @@ struct Host {
   // Changed while sessions run, by atomic operations: kernels that live, and the block of memory
   // that the next run may take (ort_scratch.h).
   mutable size_t kernels;
+  // Of the tables of its kernels.
+  mutable size_t table_bytes;
   mutable ScratchBlock* spare;
 };
 
@@ -69,6 +71,7 @@ struct Kernel {
   Kind kind;
   roast_plan* plan;
   void* table;
+  size_t table_bytes;
   int64_t n_memory, n_dims;
   int64_t shape[roast::kMaxDims];
   char node[kNodeName];

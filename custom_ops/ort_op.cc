@@ -9,10 +9,37 @@ using namespace roast_ort;
 
 // ---- Creation ----
 
+// A few bytes of a file can ask for a large table. Beyond these sizes a kernel works without one,
+// as those of torch do (torch_plans.cc).
+constexpr size_t kMaxTableBytes = size_t{256} << 20;
+constexpr size_t kMaxOneTable = kMaxTableBytes / 4;
+
+void give_back(const Kernel& kernel) {
+  __atomic_sub_fetch(&kernel.host->table_bytes, kernel.table_bytes, __ATOMIC_RELAXED);
+}
+
+// A table if there is room for it, among those of all kernels.
+OrtStatus* make_table(Kernel* kernel) {
+  const size_t bytes = roast_plan_table_bytes(kernel->plan);
+  if (bytes == 0 || bytes > kMaxOneTable) return nullptr;
+  kernel->table_bytes = bytes;
+  if (__atomic_add_fetch(&kernel->host->table_bytes, bytes, __ATOMIC_RELAXED) > kMaxTableBytes) {
+    give_back(*kernel);
+    kernel->table_bytes = 0;
+    return nullptr;
+  }
+  OrtStatus* status = kernel->host->api->AllocatorAlloc(kernel->allocator, bytes, &kernel->table);
+  if (status == nullptr && kernel->table != nullptr) {
+    roast_plan_attach_table(kernel->plan, kernel->table);
+  }
+  return status;
+}
+
 void destroy(Kernel* kernel) {
   const Api* api = kernel->host->api;
   OrtAllocator* allocator = kernel->allocator;
   if (kernel->table != nullptr) succeeded(api, api->AllocatorFree(allocator, kernel->table));
+  give_back(*kernel);
   if (__atomic_sub_fetch(&kernel->host->kernels, 1, __ATOMIC_ACQ_REL) == 0) free_spare(*kernel);
   succeeded(api, api->AllocatorFree(allocator, kernel));
 }
@@ -31,6 +58,7 @@ OrtStatus* allocate(const Host* host, Kernel** kernel) {
   (*kernel)->host = host;
   (*kernel)->allocator = allocator;
   (*kernel)->table = nullptr;
+  (*kernel)->table_bytes = 0;
   (*kernel)->node[0] = 0;
   __atomic_add_fetch(&host->kernels, 1, __ATOMIC_RELAXED);
   (*kernel)->plan = reinterpret_cast<roast_plan*>(static_cast<char*>(block) + kHead);
@@ -65,13 +93,7 @@ OrtStatus* fill(Kernel* kernel, const OrtKernelInfo* info) {
   for (int64_t d = 0; d < kernel->n_dims; ++d) kernel->shape[d] = fields[roast::kHeaderLength + d];
   // A table of starts would cost an embedding more than the few rows of a run gain by it; drawn
   // signs would cost it the whole stream.
-  const size_t bytes = kernel->kind == kEmbedding ? 0 : roast_plan_table_bytes(kernel->plan);
-  if (bytes == 0) return nullptr;
-  OrtStatus* status = api->AllocatorAlloc(kernel->allocator, bytes, &kernel->table);
-  if (status == nullptr && kernel->table != nullptr) {
-    roast_plan_attach_table(kernel->plan, kernel->table);
-  }
-  return status;
+  return kernel->kind == kEmbedding ? nullptr : make_table(kernel);
 }
 
 OrtStatus* ORT_ABI_CALL create_kernel(const CustomOp* op, const Api*, const OrtKernelInfo* info,

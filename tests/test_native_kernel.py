@@ -285,6 +285,20 @@ def test_one_hostile_number_in_a_good_list(place, value):
     assert reference == kernel, fields
 
 
+@pytest.mark.parametrize("stream", ["slots", "signs", "none"])
+def test_weights_that_draw_have_fewer_elements(stream):
+    """What comes before an element of a stream has to be drawn too: 2^36 draws take seconds."""
+    kinds = {
+        "slots": {"element": Element.MT19937_32},
+        "signs": {"sign": Sign.MT19937, "sign_seed": 7, "sign_skip": 2**33},
+        "none": {},
+    }
+    fields = Mapping((2**31, 2), 64, (2**31, 2), **kinds[stream]).to_list()
+    assert accepted(fields) == (True, True)
+    fields[4] = fields[32] = 2**31 + 1
+    assert accepted(fields) == ((False, False) if stream != "none" else (True, True))
+
+
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf"), 1e39])
 def test_a_scale_that_is_not_finite_is_refused(scale):
     with pytest.raises(MappingError, match="scale is not finite"):

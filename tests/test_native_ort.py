@@ -157,6 +157,39 @@ def test_sessions_come_and_go_on_many_threads():
             assert_same_bits(got, want)
 
 
+def resident() -> int:
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(text.partition("VmRSS:")[2].split()[0]) << 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
+@pytest.mark.parametrize(("side", "nodes"), [(2**15, 4), (2**13, 40)], ids=["large tables", "many tables"])
+def test_tables_of_a_small_file_stay_small(side, nodes):
+    """A table of 512 MiB for each of four nodes, and of 32 MiB for each of forty."""
+    m = Mapping((side, side), 4096, (side, side), True, (4, 4), hash1=Hash(45007, 5, 7), range=4081)
+    attributes_of = attributes(m)
+    made = [
+        helper.make_node("RoastLinear", ["x", "memory"], [f"y{k}"], domain="ai.roast", **attributes_of)
+        for k in range(nodes)
+    ]
+    arrays = {"x": np.zeros((1, side), np.float32), "memory": pattern(4096)}
+    model = onnx.load_from_string(one_node("RoastLinear", attributes_of, arrays, ("x", "memory"), rank=2))
+    del model.graph.node[:], model.graph.output[:]
+    model.graph.node.extend(made)
+    model.graph.output.extend(helper.make_tensor_value_info(f"y{k}", 1, [None, None]) for k in range(nodes))
+    data = model.SerializeToString()
+    assert len(data) < 20_000
+    before = resident()
+    opened = session(data)
+    assert resident() - before < 400 << 20
+    del opened
+    # What a closed session had is there for the next one.
+    before = resident()
+    again = session(data)
+    assert resident() - before < 400 << 20
+    del again
+
+
 # ---- What must be refused ----
 
 BIG = 2**62
@@ -203,6 +236,8 @@ WRONG_ATTRIBUTES: dict[str, Case] = {
     "drawn, sign unknown": ("RoastGatherDrawn", DRAWN, {"sign": -1}, "sign -1"),
     "drawn, seed negative": ("RoastGatherDrawn", DRAWN, {"seed": -1}, "seed -1"),
     "drawn, skip too far": ("RoastGatherDrawn", DRAWN, {"sign_skip": 2**50}, "sign_skip"),
+    "drawn, too many": ("RoastGatherDrawn", DRAWN, {"shape": [2**16, 2**17], "view": [2**16, 2**17]},
+                        "at most 2^32"),
     "drawn, range": ("RoastGatherDrawn", DRAWN, {"range": 2**32 + 1}, "range"),
     "drawn, tile": ("RoastGatherDrawn", DRAWN, {"tile": [1, 2]}, "a drawn map has no"),
     "drawn, no seed": ("RoastGatherDrawn", DRAWN, {"seed": None}, "seed is missing"),
