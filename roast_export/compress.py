@@ -35,6 +35,8 @@ class _Group:
     """Whether an embedding looks rows up in it."""
     filters: bool = False
     """Whether it is one filter for each output, as in a convolution and nn.Bilinear."""
+    recurrent: bool = False
+    """Whether a small recurrent layer has it: its rows are expanded in another order."""
     turned: bool = False
     """Whether it is the weight of transposed convolutions alone."""
     written: bool = False
@@ -42,9 +44,10 @@ class _Group:
 
     @property
     def bank(self) -> bool:
-        """Whether it is several matrices in one parameter, such as the experts of a mixture."""
+        """Whether it is several matrices in one parameter, such as experts and the gates of a small LSTM."""
         shape = self.parameter.shape
-        return len(shape) > 2 and shape[-1] >= placement.ALIGN and not self.filters
+        several = len(shape) > 2 and not self.filters
+        return (several or self.recurrent) and shape[-1] >= placement.ALIGN
 
 
 def compress(
@@ -196,9 +199,12 @@ def _choose(
             group = found.get(id(parameter), _Group(parameter, (), False))
             rows = group.rows or isinstance(module, nn.Embedding | nn.EmbeddingBag)
             filters = group.filters or isinstance(module, _ConvNd | nn.Bilinear)
+            recurrent = group.recurrent or _is_small_recurrent(module, parameter)
             turned = (group.turned or not group.names) and isinstance(module, _ConvTransposeNd)
             written = group.written or getattr(module, "max_norm", None) is not None
-            found[id(parameter)] = _Group(parameter, (*group.names, name), rows, filters, turned, written)
+            found[id(parameter)] = _Group(
+                parameter, (*group.names, name), rows, filters, recurrent, turned, written
+            )
     names = [name for group in found.values() for name in group.names]
     for pattern in [*include, *exclude]:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -213,6 +219,12 @@ def _choose(
         else:
             kept.update(dict.fromkeys(group.names, reason))
     return groups, kept
+
+
+def _is_small_recurrent(module: nn.Module, parameter: nn.Parameter) -> bool:
+    if not isinstance(module, nn.RNNBase) or parameter.dim() != 2:
+        return False
+    return parameter.shape[0] * module.hidden_size < placement.SMALL_RECURRENT
 
 
 def _reason(group: _Group, min_params: int, include: Sequence[str], exclude: Sequence[str]) -> str | None:

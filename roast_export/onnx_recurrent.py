@@ -10,35 +10,58 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxscript
 import torch
 from torch.export import ExportedProgram
 
+from roast_export import onnx_ops
 from roast_export.errors import ExportError
+from roast_export.onnx_lookup import is_narrow
 
 
-def recurrent(standard: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Translations for torch.onnx. standard: the onnxscript opset of the file."""
+def recurrent(standard: Any, *, lookups: bool = False) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Translations for torch.onnx. standard: the onnxscript opset of the file.
+
+    lookups: look the rows of a virtual weight up in the order of the operator, where it is a table of rows.
+    """
     aten = torch.ops.aten
+
+    def layers(operator: str, order: Sequence[int] = (), **attributes: Any) -> Callable[..., Any]:
+        return _layers(standard, operator, order, lookups=lookups, **attributes)
+
     # torch's gates are input, forget, cell, output, and reset, update, new.
     return {
-        aten.lstm.input: _layers(standard, "LSTM", order=(0, 3, 1, 2)),
-        aten.gru.input: _layers(standard, "GRU", order=(1, 0, 2), linear_before_reset=1),
-        aten.rnn_tanh.input: _layers(standard, "RNN", activation="Tanh"),
-        aten.rnn_relu.input: _layers(standard, "RNN", activation="Relu"),
+        aten.lstm.input: layers("LSTM", order=(0, 3, 1, 2)),
+        aten.gru.input: layers("GRU", order=(1, 0, 2), linear_before_reset=1),
+        aten.rnn_tanh.input: layers("RNN", activation="Tanh"),
+        aten.rnn_relu.input: layers("RNN", activation="Relu"),
     }
 
 
 def _layers(
-    standard: Any, operator: str, order: Sequence[int] = (), activation: str | None = None, **attributes: Any
+    standard: Any,
+    operator: str,
+    order: Sequence[int],
+    *,
+    lookups: bool,
+    activation: str | None = None,
+    **attributes: Any,
 ) -> Callable[..., Any]:
     """order: the gates of torch in the order of the operator."""
 
+    def of_direction(parameter: Any) -> Any:
+        """float[1, gates * size, ...], its gates in order."""
+        found = _looked_up(standard, parameter, order) if lookups and order else None
+        if found is not None:
+            return found
+        return standard.Unsqueeze(_in_order(standard, parameter, order), _numbers(standard, 0))
+
     def stacked(weights: Sequence[Sequence[Any]], k: int) -> Any:
         """The k-th parameter of each direction: float[directions, gates * size, ...]."""
-        each = [
-            standard.Unsqueeze(_in_order(standard, group[k], order), _numbers(standard, 0))
-            for group in weights
-        ]
+        each = [of_direction(group[k]) for group in weights]
         return each[0] if len(each) == 1 else standard.Concat(*each, axis=0)
 
     def layer(x: Any, initial: Sequence[Any], weights: Sequence[Sequence[Any]], size: int) -> tuple[Any, ...]:
@@ -90,6 +113,21 @@ def _layers(
         return x, *(found[0] if len(found) == 1 else standard.Concat(*found, axis=0) for found in last)
 
     return translate
+
+
+def _looked_up(standard: Any, parameter: Any, order: Sequence[int]) -> Any:
+    """A virtual weight float[1, gates * size, inputs] as a lookup of its rows; None where that is slower."""
+    node = parameter.producer()
+    if node is None or (node.domain, node.op_type) != (onnx_ops.DOMAIN, "RoastGather"):
+        return None
+    mapping, scale = onnx_ops.mapping_of(ir.to_proto(node))
+    if not is_narrow(mapping) or mapping.tile[0] != 1:
+        return None
+    size = mapping.shape[0] // len(order)
+    rows = np.concatenate([np.arange(gate * size, (gate + 1) * size) for gate in order])
+    roast = onnxscript.values.Opset(onnx_ops.DOMAIN, onnx_ops.DOMAIN_VERSION)
+    ids = standard.Constant(value=onnx.numpy_helper.from_array(rows[None].astype(np.int64)))
+    return roast.RoastEmbedding(node.inputs[0], ids, **onnx_ops.attributes(mapping, scale, "RoastEmbedding"))
 
 
 def _in_order(standard: Any, parameter: Any, order: Sequence[int]) -> Any:

@@ -21,11 +21,12 @@ from torch.onnx._internal.exporter._torchlib.ops.hop import call_op
 
 from roast_export import onnx_ops
 from roast_export.onnx_recurrent import recurrent
+from roast_export.placement import SMALL_RECURRENT
 
 TILE_WIDTH = 16
 """Tiles from this width on are multiplied as vectors; narrower ones are expanded once a run instead."""
 
-LEAST_ELEMENTS = 1 << 17
+LEAST_ELEMENTS = SMALL_RECURRENT
 """Elements of W_hh from which a Scan is faster than LSTM, GRU and RNN with expanded weights (measured)."""
 
 Cell = Callable[["Body", ir.Value, list[ir.Value]], list[ir.Value]]
@@ -45,7 +46,8 @@ def steps(standard: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
         aten.rnn_relu.input: _rnn("Relu"),
     }
     return {
-        target: _either(standard, operator, cells[target]) for target, operator in recurrent(standard).items()
+        target: _either(standard, operator, cells[target])
+        for target, operator in recurrent(standard, lookups=True).items()
     }
 
 

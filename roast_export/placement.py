@@ -32,8 +32,8 @@ WIDEST = 128
 """Outputs of a tile that pays where a layer has twice as many inputs as there are places for its rows."""
 
 ROW_TILES = ((1, 32, ALIGN), (1, 16, ALIGN))
-BANK_TILES = ((1, 64, 64), *ROW_TILES)
-"""Experts are read in many rows at a time, and pieces of 64 elements need a quarter of the arithmetic."""
+SMALL_RECURRENT = 1 << 17
+"""Elements of W_hh below which the weights of a recurrent layer are expanded in each run, from rows."""
 
 TILES_PER_ARRAY = 4
 """A tile is at most a quarter of the array, so that tiles have different places to start."""
@@ -215,14 +215,24 @@ def draw_mapping(
 
 def _tile(shape: tuple[int, ...], n_memory: int, rows: bool, bank: bool) -> tuple[int, int, int]:
     width = shape[-1] if rows else max(shape[0], ALIGN)
-    for tile_r, tile_c, align in BANK_TILES if bank else ():
-        if width % tile_c == 0 and tile_c * align * TILES_PER_ARRAY <= n_memory:
-            return tile_r, tile_c, align
+    part = _even_part(width) if bank else None
+    if part is not None and TILES_PER_ARRAY * part * ALIGN <= n_memory:
+        wide = part == LINE and TILES_PER_ARRAY * LINE * LINE <= n_memory
+        return 1, part, LINE if wide else ALIGN
     for tile_r, tile_c, align in ROW_TILES if rows else MATRIX_TILES:
         there_is_room = tile_r * tile_c * TILES_PER_ARRAY <= n_memory and tile_c <= width
         if there_is_room and (tile_c < WIDEST or 2 * n_memory <= tile_c * math.prod(shape[1:])):
             return tile_r, tile_c, align
     return 1, 1, 1
+
+
+def _even_part(width: int) -> int | None:
+    """The part of a row, of 16 to 64 elements, that rows of this width are made of; None if there is none.
+
+    Rows of a bank are read many at a time: the fewer and the more equal their parts, the less arithmetic.
+    """
+    parts = [part for part in range(ALIGN, LINE + 1) if width % part == 0]
+    return max(parts, key=lambda part: (math.gcd(part, ALIGN), part), default=None)
 
 
 def evenness(mapping: Mapping) -> float:

@@ -144,7 +144,8 @@ def test_any_ratio(ratio):
     unit = 128 if numel / ratio >= 16384 else 64 if numel / ratio >= 2048 else 16
     if ratio <= 2:
         # Whole tiles of each weight: test_placement.py has the bound.
-        unit, numel = 64, sum(w.mapping.tile_size * tiles_held(w.mapping) for w in weights) * ratio
+        unit = max(16, *(w.mapping.align for w in weights))
+        numel = sum(w.mapping.tile_size * tiles_held(w.mapping) for w in weights) * ratio
     assert memory.numel() % unit == 0
     assert numel / ratio <= memory.numel() + 0.5 < numel / ratio + unit + 0.5
     assert set(virtual_weights(compressed)) == VIRTUAL_IN_MIXED

@@ -131,3 +131,43 @@ def test_a_mixture_of_experts_goes_through_as_it_comes(tmp_path):
     # The proof compares with the module, in the form that it came in.
     exported(model, ids, tmp_path / "m.onnx")
     assert model.config._experts_implementation == form
+
+
+class Small(nn.Module):
+    """Recurrent layers of two directions and of one, too small for a Scan."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(features, 32, batch_first=True, bidirectional=True)
+        self.gru = nn.GRU(64, 32, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y, (last, cell) = self.lstm(x)
+        y, end = self.gru(y.transpose(0, 1))
+        return y, last, cell, end
+
+
+@pytest.mark.parametrize(("features", "looked_up"), [(32, 6), (10, 4)])
+def test_gates_are_expanded_in_the_order_of_the_operator(features, looked_up, tmp_path):
+    proto = exported(
+        Small(features), (torch.randn(2, 5, features),), tmp_path / "m.onnx",
+        dynamic_shapes={"x": {0: "batch", 1: "length"}},
+    )  # fmt: skip
+    found = operators(proto)
+    assert found.count("RoastEmbedding") == looked_up
+    assert found.count("RoastGather") == 6 - looked_up
+
+
+def test_control_the_proof_sees_gates_in_another_order(tmp_path):
+    inputs = (torch.randn(2, 5, 32),)
+    model = roast_export.compress(Small(32), 4, min_params=64).eval()
+    roast_export.export(model, tmp_path / "m.onnx", example_inputs=inputs, verify=False)
+    proto = onnx.load(tmp_path / "m.onnx")
+    node = next(n for n in proto.graph.node if n.op_type == "RoastEmbedding")
+    (ids,) = [t for t in proto.graph.initializer if t.name == node.input[1]]
+    rows = onnx.numpy_helper.to_array(ids).copy()
+    rows[0, [0, 1]] = rows[0, [1, 0]]
+    ids.CopyFrom(onnx.numpy_helper.from_array(rows, ids.name))
+    onnx.save(proto, tmp_path / "wrong.onnx")
+    report = roast_export.verify(model, tmp_path / "wrong.onnx", example_inputs=inputs)
+    assert {check.kind for check in report.failures} == {"output"}
