@@ -35,6 +35,7 @@ constexpr int64_t kMaxParts = 32;
 // cache levels, slots of the array that leave room in the second, and places at least.
 constexpr int64_t kMergedRows = 16, kRowUnit = 8;
 constexpr int64_t kPassSums = 3 << 12, kPassSlots = 3 << 14, kFewestPlaces = 16;
+constexpr float kMostScale = 16777216.0f, kLeastScale = 1 / kMostScale;
 constexpr int64_t kMaxScratch = int64_t{1} << 23;
 constexpr size_t kLine = 64;
 
@@ -95,9 +96,17 @@ inline bool takes_tiles(const Layer& l) {
   return l.n <= (p.map.n_memory > kFarArray ? kMostFarTileRows : kMostTileRows);
 }
 
+// Whether sums may be scaled instead of the weight. A far smaller or larger scale would come too
+// late: for a sum that overflows meanwhile, or a weight that is subnormal or 0 for its scale.
+inline bool scales_sums(float scale) {
+  const float size = scale < 0 ? -scale : scale;
+  return kLeastScale <= size && size <= kMostScale;
+}
+
 inline Mode mode_of(const Layer& l, int type) {
   const Mapping& m = l.plan->map;
   const Isa& isa = *l.plan->isa;
+  if (!scales_sums(l.plan->scale)) return kGather;
   if (in_order(*l.plan) || m.rows != l.out || m.cols != l.in || may_wrap(m)) return kGather;
   const bool readable = (type == ROAST_FLOAT32 || isa.loads_half) && !draws_signs(m);
   if (m.transposed) {

@@ -391,6 +391,38 @@ def test_an_instruction_set_that_is_not_there_is_refused():
 # ---- In ONNX Runtime ----
 
 
+SCALES = {
+    # scale, least and most of the array, size of x: the sum overflows, vanishes or is of rounded weights
+    # where the product with the weight does not.
+    "tiny": (2.0**-100, 1e38, 3e38, 1.0),
+    "zero": (0.0, 1e38, 3e38, 10.0),
+    "huge": (2.0**100, 1.2e-38, 9e-38, 1e-4),
+    "subnormal": (-1e-44, 0.1, 4.0, 1e36),
+    "just too small": (2.0**-24 * 0.99, 1e38, 3e38, 1e-3),
+}
+
+
+@pytest.mark.parametrize("far", SCALES)
+@pytest.mark.parametrize("name", MAPS)
+def test_a_scale_far_from_one_is_in_the_weight(isa, name, far):
+    m, (scale, least, most, size) = MAPS[name], SCALES[far]
+    rng = np.random.default_rng(1)
+    memory = (rng.choice([-1.0, 1.0], m.n_memory) * rng.uniform(least, most, m.n_memory)).astype(np.float32)
+    weight = m.weight(memory, scale).reshape(m.shape[0], -1)
+    for n in (1, 4, 40):
+        x = (rng.standard_normal((n, weight.shape[1])) * size).astype(np.float32)
+        assert worst(linear(m, x, memory, None, scale), x, weight, None) < LIMIT
+
+
+def test_control_a_scale_near_one_is_in_the_sum(isa):
+    """It is not applied to each element, which takes longer: only where the sum overflows that shows."""
+    m = MAPS["whole tiles"]
+    memory = np.full(m.n_memory, 3e38, np.float32)
+    x = np.ones((4, m.shape[1]), np.float32)
+    assert not np.isfinite(linear(m, x, memory, None, 2.0**-24)).all()
+    assert np.isfinite(linear(m, x, memory, None, 2.0**-24 * 0.99)).all()
+
+
 def model(
     m: Mapping, memory: np.ndarray, bias: np.ndarray | None, rank: int, kind: int = TensorProto.FLOAT
 ) -> bytes:
