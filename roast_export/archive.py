@@ -12,12 +12,14 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from roast_export.budget import check_values
+from roast_export.errors import ExportError
 from roast_export.functional_ops import is_functional
 from roast_export.shape_cost import too_costly
 
@@ -102,6 +104,17 @@ _FREE = {
 _WORD = re.compile(r"\w*")
 _DOTTED = re.compile(r"[\w.:/@ -]*")
 """Names that are harmless in Python source: as an identifier, and in quotes."""
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises ExportError for a name of a stored tensor with which an archive would be refused."""
+    for name in names:
+        if not _DOTTED.fullmatch(name):
+            odd = next(letter for letter in name if not _DOTTED.fullmatch(letter))
+            raise ExportError(
+                f"{name!r} is the name of a parameter or buffer, and an archive may not hold {odd!r} in it; "
+                "rename the module with letters, digits, spaces and any of _ - . : / @"
+            )
 
 
 def _payload_reason(tree: Any) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from roast_export.archive import ARCHIVE_NOTE, runs_code
+from roast_export.archive import ARCHIVE_NOTE, check_names, runs_code
 from roast_export.calls import PlainModel, facts_of
 from roast_export.cases import unproved
 from roast_export.contexts import tell_training
@@ -78,6 +78,7 @@ def save(
         else:
             program, truth = _as_asked(live, inputs, dynamic_shapes, allow_unproved)
             told = []
+        check_names([*program.state_dict, *program.constants])
         note = {
             "producer": f"roast-export {version('roast-export')}",
             "layers": {layer.name: layer.mapping.to_list() for layer in layers_of(program)},

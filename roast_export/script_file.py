@@ -45,7 +45,7 @@ class ScriptFile(Artifact):
             with quiet():
                 return torch.jit.load(str(self.path), map_location="cpu").eval()
         except Exception as error:
-            raise RoastError(f"{self.path} cannot be opened: {first_line(error)}; export it again") from error
+            raise self._damaged(error) from error
 
     @property
     def tensor_bytes(self) -> int:
@@ -109,11 +109,17 @@ class ScriptFile(Artifact):
             if self.portable or runtime.native
         ]
 
+    def _damaged(self, error: Exception) -> RoastError:
+        return RoastError(f"{self.path} cannot be opened: {first_line(error)}; export it again")
+
     def _method(self) -> Callable[..., Tensor]:
         if self.target == "lite":
             from torch.jit.mobile import _load_for_lite_interpreter
 
-            lite = _load_for_lite_interpreter(str(self.path), map_location="cpu")
+            try:
+                lite = _load_for_lite_interpreter(str(self.path), map_location="cpu")
+            except Exception as error:
+                raise self._damaged(error) from error
             return lambda k, like: lite.run_method(WEIGHT_METHOD, k, like)
         found: Callable[..., Tensor] = getattr(self.module, WEIGHT_METHOD)
         return found

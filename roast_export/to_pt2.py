@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from torch.fx import traceback
 
 from roast_export import torch_mapping
+from roast_export.archive import check_names
 from roast_export.errors import ExportError
 from roast_export.note import NOTE, note_of
 from roast_export.onnx_ops import needs_stream
@@ -34,8 +35,9 @@ def write_pt2(
     """Write a torch.export archive that holds data only. dim_names: see signature.
 
     Raises:
-        ExportError: a weight has no portable form.
+        ExportError: a weight has no portable form, or a name that an archive may not hold.
     """
+    check_names([*program.state_dict, *program.constants])
     layers = layers_of(program)
     if portable:
         program = decomposed(program)

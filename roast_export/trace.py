@@ -70,6 +70,7 @@ def trace(
     if isinstance(model, LoadedProgram):
         return model.program
     made, example = plain(model, inputs)
+    _check_names(model)
     if every_dimension:
         state = made.state if isinstance(made, StatefulModel) else {}
         axes = {
@@ -84,6 +85,17 @@ def trace(
     if not asked:
         return _traced(made, example, {name: shapes.get(name) for name in example})
     return _with_tied(made, example, asked)
+
+
+def _check_names(model: nn.Module) -> None:
+    """torch.export writes names of modules into Python source, and does not escape them."""
+    names = [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]
+    for name, _ in names:
+        if re.search(r"[\"\\\x00-\x1f]", name):
+            raise ExportError(
+                f"torch.export cannot trace a model with a part called {name!r}: the name has a quotation mark, a "
+                "backslash or a control character; rename the part"
+            )
 
 
 def _with_tied(model: PlainModel, example: dict[str, Tensor], asked: Axes) -> ExportedProgram:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pytest
 import torch
 from torch import library, nn
 
-from roast_export import compress, load, save
+from roast_export import compress, export, load, save
+from roast_export.archive import check_names
 from roast_export.errors import ExportError, InputError, LoadError
 from roast_export.program import LoadedProgram
 
@@ -738,3 +740,50 @@ def test_save_where_nothing_can_be_written(tmp_path, where, message):
 def test_saving_an_opened_archive_gives_the_same_program(archive, model, tmp_path):
     save(load(archive), tmp_path / "again.pt", inputs())
     assert torch.equal(load(tmp_path / "again.pt")(**inputs(4, 2))["y"], model(**inputs(4, 2))["y"])
+
+
+# ---- Names ----
+
+
+class Named(nn.Module):
+    """A part and an output of any name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({name: nn.Linear(32, 32)})
+        self.name = name
+
+    def forward(self, x):
+        return {self.name: self.parts[self.name](x)}
+
+
+def any_name(name: str) -> nn.Module:
+    return compress(Named(name).eval(), 4, min_params=64)
+
+
+def test_a_name_that_load_refuses_is_refused_by_save(tmp_path):
+    model, x = any_name("a(1)"), {"x": torch.randn(2, 32)}
+    for write_it in (save, partial(export, to="pt2", verify=False)):
+        with pytest.raises(ExportError, match=r"'parts\.a\(1\)\..*may not hold '\('.*rename"):
+            write_it(model, tmp_path / "m.pt2", example_inputs=x)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("character", "()<>%{}=*;#!?&|~`$^+,'[]\x1b\"\\\n")
+def test_check_names(character):
+    with pytest.raises(ExportError, match="may not hold"):
+        check_names(["fine", f"a{character}.weight"])
+
+
+@pytest.mark.parametrize("character", '"\\\n\x1b')
+def test_a_name_that_torch_cannot_trace_is_refused(tmp_path, character):
+    options = {"example_inputs": {"x": torch.randn(2, 32)}, "verify": False}
+    with pytest.raises(ExportError, match="rename the part"):
+        export(any_name(f"a{character}"), tmp_path / "m.onnx", **options)
+
+
+@pytest.mark.parametrize("name", ["a b-c/d:e@f", "ä日"])
+def test_control_other_names_are_saved_and_opened(tmp_path, name):
+    model, x = any_name(name), torch.randn(2, 32)
+    save(model, tmp_path / "m.pt", {"x": x})
+    assert torch.equal(load(tmp_path / "m.pt")(x=x)[name], model(x)[name])
