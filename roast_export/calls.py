@@ -165,7 +165,8 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with torch.no_grad():
             return model(*args, **kwargs)
     except Exception as error:
-        raise InputError(f"the model does not run on these inputs: {first_line(error)}") from error
+        reason = first_line(error)
+        raise InputError(f"the model does not run on these inputs: {reason}; give others") from error
 
 
 def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     try:
         return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     except TypeError as error:
-        raise InputError(f"the model does not run on these inputs: {error}") from error
+        raise InputError(f"the model does not run on these inputs: {error}; give others") from error
 
 
 def facts_of(model: nn.Module) -> list[str]:
@@ -212,7 +213,8 @@ def _template(
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         unknown = [name for name in kwargs if name not in signature.parameters]
-        takes = f"; it takes {', '.join(signature.parameters)}, not {', '.join(unknown)}" if unknown else ""
+        rest = f", not {', '.join(unknown)}" if unknown else ""
+        takes = f"; it takes {', '.join(signature.parameters)}{rest}"
         raise InputError(f"the model does not run on these inputs: {error}{takes}") from error
     given, positional = set(signature.bind_partial(*args).arguments), 0
     for name, value in bound.arguments.items():

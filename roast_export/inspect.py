@@ -157,7 +157,7 @@ def _layer(path: Path, node: onnx.NodeProto) -> Layer:
         mapping, scale = mapping_of(node)
         array = array_of(node)
     except (RoastError, LookupError, TypeError, ValueError) as error:
-        raise LoadError(f"{path}: layer {name!r} is damaged: {error}") from error
+        raise LoadError(f"{path}: layer {name!r} is damaged: {error}; export it again") from error
     return Layer(
         name,
         node.op_type,
@@ -183,7 +183,9 @@ def _tensor_bytes(path: Path, tensor: onnx.TensorProto) -> int:
     try:
         size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, ValueError) as error:
-        raise LoadError(f"{path}: {tensor.name!r} has the unknown type {tensor.data_type}") from error
+        raise LoadError(
+            f"{path}: {tensor.name!r} has the unknown type {tensor.data_type}; export it again"
+        ) from error
     return int(math.prod(tensor.dims) * size)
 
 
@@ -196,8 +198,15 @@ def _external_bytes(path: Path, proto: onnx.ModelProto) -> int:
         if entry.key == "location"
     }
     folder = path.parent.resolve()
-    files = [(folder / place).resolve() for place in sorted(places)]
-    return sum(f.stat().st_size for f in files if f.is_relative_to(folder) and f.is_file())
+    return sum(_size_inside(folder, place) for place in sorted(places))
+
+
+def _size_inside(folder: Path, place: str) -> int:
+    try:
+        file = (folder / place).resolve()
+        return file.stat().st_size if file.is_relative_to(folder) and file.is_file() else 0
+    except (OSError, ValueError):
+        return 0  # A name that no file can have.
 
 
 def _type_name(kind: int) -> str:

@@ -67,14 +67,14 @@ class OnnxFile(Artifact):
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
         yield self._checker()
-        yield dense_check(subject.layers, _tensors(self.proto), "file")
+        yield dense_check(subject.layers, tensors_in(self.proto), "file")
         if self.materialized or native_unavailable() is not None:
             return
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "optimised.onnx"
             try:
                 optimised_copy(self.path, copy)
-                yield dense_check(subject.layers, _tensors(onnx.load(copy)), "onnxruntime optimised")
+                yield dense_check(subject.layers, tensors_in(onnx.load(copy)), "onnxruntime optimised")
             except Exception as error:
                 yield failed("onnxruntime optimised", "structure", "re-saved model", "", error)
 
@@ -138,6 +138,8 @@ def open_onnx(path: Path) -> OnnxFile:
             "export the model again"
         )
     arrays = {onnx_ops.array_of(node) for node in nodes}
+    for _ in tensors_in(proto):
+        pass  # Each can be read.
     return OnnxFile(
         path=path,
         target="onnx",
@@ -168,7 +170,8 @@ def _needs_int64(nodes: list[onnx.NodeProto]) -> bool:
     return not all(map(is_narrow, tables))
 
 
-def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:
+def tensors_in(proto: onnx.ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Name and values of each tensor. Raises ValueError or TypeError where its bytes do not fit its type."""
     for tensor in tensors_of(proto):
         yield tensor.name, onnx.numpy_helper.to_array(tensor)
 

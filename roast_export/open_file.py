@@ -10,6 +10,7 @@ from pathlib import Path
 from roast_export import pte_file
 from roast_export.aoti_file import open_aoti_file
 from roast_export.artifact import Artifact
+from roast_export.compare import first_line
 from roast_export.data_file import copy_beside
 from roast_export.errors import RoastError
 from roast_export.file_kind import check_members
@@ -59,7 +60,31 @@ def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
     trust: the file may be one whose comparison runs code from it.
     """
     if not path.is_file():
-        raise RoastError(f"{path} does not exist")
+        raise RoastError(f"{path} does not exist; check the path")
+    with _damage_named(path):
+        file = _opened_by_kind(path, trust)
+        for name, (_, lengths) in file.inputs.items():
+            if any(length < 1 for length in lengths if isinstance(length, int)):
+                raise ValueError(f"its input {name!r} has the lengths {lengths}")
+        return file
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Whatever a reader makes of damaged bytes becomes one message with the file's name and a next step."""
+    try:
+        yield
+    except RoastError as error:
+        if str(path) in str(error):
+            raise
+        raise RoastError(f"{path} is damaged or of another version ({error}); export it again") from error
+    except Exception as error:
+        raise RoastError(
+            f"{path} is damaged or of another version ({first_line(error)}); export it again"
+        ) from error
+
+
+def _opened_by_kind(path: Path, trust: bool) -> Artifact:
     if not zipfile.is_zipfile(path):
         return _OPENERS.get(_head(path)[4:8], open_onnx)(path)
     check_members(path, path)

@@ -21,7 +21,7 @@ from roast_export.cases import Case
 from roast_export.compare import failed
 from roast_export.errors import RoastError
 from roast_export.gate import dense_check
-from roast_export.onnx_file import layer_of, named_difference, signature, spelled, stated_ranges
+from roast_export.onnx_file import layer_of, named_difference, signature, spelled, stated_ranges, tensors_in
 from roast_export.ort_graph import read_graph
 from roast_export.report import Check
 from roast_export.runtimes import Runtime, native_unavailable, open_unoptimised, ort_runtimes
@@ -101,6 +101,8 @@ def open_ort(path: Path) -> OrtFile:
     try:
         proto = read_graph(path)
         nodes = onnx_ops.layers_in(proto.graph)
+        for _ in tensors_in(proto):
+            pass  # Each can be read.
         # What nothing here can run is still read: that its runtime is missing or refused is in the report.
         if not nodes or native_unavailable() is None:
             (_session if nodes else open_unoptimised)(str(path))
@@ -108,10 +110,10 @@ def open_ort(path: Path) -> OrtFile:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RoastError(f"{path} is not an .ort file that runs here: {reason}") from error
+        raise RoastError(f"{path} is not an .ort file that runs here: {reason}; export it again") from error
     metadata = {entry.key for entry in proto.metadata_props}
     if "roast.mapping_version" not in metadata:
-        raise RoastError(f"{path} was not written by roast-export")
+        raise RoastError(f"{path} was not written by roast-export; export the model again")
     arrays = {onnx_ops.array_of(node) for node in nodes}
     arrays |= {name.removeprefix("roast.sha256.") for name in metadata if name.startswith("roast.sha256.")}
     return OrtFile(

@@ -92,6 +92,13 @@ def restricted(
     example = flat_inputs(program, _own_example(program) if inputs is None else inputs)
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     exprs = {name: lengths_of(nodes[name].meta["val"]) for name in example}
+    for name, value in example.items():
+        if value.dim() != len(exprs[name]):
+            taken = len(exprs[name])
+            raise InputError(
+                f"input {name!r} has {value.dim()} dimensions, and the archive takes {taken}; give one "
+                "of that shape"
+            )
     asked = _by_symbol(exprs, example, shapes)
     before = ranges_of(program)
     now = _lengths_now(exprs, example)
@@ -126,6 +133,10 @@ def resized(example: dict[str, Tensor], lengths: Lookup[Axis, int]) -> dict[str,
     made = dict(example)
     for (name, axis), length in lengths.items():
         n = made[name].shape[axis]
+        if n == 0 and length > 0:
+            raise InputError(
+                f"input {name!r} has no element along axis {axis}; give an example that has some"
+            )
         if n != length:
             made[name] = made[name].index_select(axis, torch.arange(length) % max(1, n))
     return made

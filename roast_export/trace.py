@@ -93,8 +93,8 @@ def _check_names(model: nn.Module) -> None:
     for name, _ in names:
         if re.search(r"[\"\\\x00-\x1f]", name):
             raise ExportError(
-                f"torch.export cannot trace a model with a part called {name!r}: the name has a quotation mark, a "
-                "backslash or a control character; rename the part"
+                f"torch.export cannot trace a model with a part called {name!r}, because of the quotation "
+                "mark, backslash or control character; rename the part"
             )
 
 
