@@ -149,6 +149,7 @@ def check_output(output: Path, model: Path, *, folder: bool = False) -> None:
     """Refuse before the long work what cannot be written after it."""
     if output.resolve() == model.resolve():
         raise ExportError(f"{output} is the model itself; choose another output with -o")
+    reading.refuse_special(output, error=ExportError)
     if output.is_dir() and not folder:
         raise ExportError(f"{output} is a folder; name a file with -o")
     if not output.absolute().parent.is_dir():

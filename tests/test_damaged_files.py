@@ -1,6 +1,7 @@
 """Damaged files of every kind, given to every command: one message with a cause and a next step."""
 
 import io
+import os
 import random
 import zipfile
 from pathlib import Path
@@ -207,6 +208,36 @@ def test_a_lite_file_with_one_member_replaced(files, tmp_path, member, content):
             if blob is not None:
                 new.writestr(name, blob)
     refused(cli.verify_command, files / "m.pt", path)
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [_pipe, _device, Path.mkdir])
+def test_what_is_no_ordinary_file_at_every_argument(files, tmp_path, monkeypatch, make):
+    """A pipe that nobody writes to would hold the command up, a device would never end."""
+    monkeypatch.chdir(tmp_path)
+    odd, model, inputs = Path("odd.json"), files / "m.pt", ("--inputs", files / "in.npz")
+    make(odd)
+    calls = {
+        cli.inspect_command: [[odd], [files / "state.pt", "--facts", odd]],
+        cli.export_command: [[odd], [model, "--inputs", odd], [model, "-o", odd], [model, "--report", odd]],
+        cli.verify_command: [
+            [odd, files / "m.onnx"],
+            [model, odd],
+            [model, files / "m.onnx", "--report", odd],
+        ],
+        cli.compress_command: [[odd, "--ratio", 4], [model, "--ratio", 4, "-o", odd, *inputs]],
+    }
+    for command, arguments in calls.items():
+        for given in arguments:
+            refused(command, *given)
+    assert list(tmp_path.iterdir()) == [tmp_path / odd]
 
 
 def header(text: str) -> bytes:
