@@ -307,7 +307,7 @@ def _mixture(shrink: int) -> Case:
     """Experts of 256 x 1024."""
     return _layer(
         lambda k: _Experts(256 // k, 1024 // k),
-        {f"{n} tokens": lambda k, n=n: {"input": (n, 256 // k)} for n in (16, 2)},
+        {f"{n} tokens": lambda k, n=n: {"input": (n, 256 // k)} for n in (16, 2, 64)},
         {"input": {0: "tokens"}},
         shrink,
     )

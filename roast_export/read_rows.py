@@ -6,7 +6,8 @@ Case 3: embedding(W, ids), W two-dimensional
 W is gather(array), or that gather cast to another dtype. Of a weight of more axes, such as one expert after
 the other, W[id] is several rows of a table: those of row id. Only they are expanded.
 
-A weight that something else reads too is expanded anyway, and stays as it is.
+A weight that something else reads too is expanded anyway, and stays as it is. So does one whose rows do not
+lie in the array as runs: to expand it whole is faster than to look up its elements one by one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
-from roast_export.mapping import Mapping
+from roast_export.mapping import Element, Mapping, Sign
 from roast_export.subgraphs import parts_of
 
 _ATEN = torch.ops.aten
@@ -63,13 +64,20 @@ def as_table(mapping: Mapping) -> Mapping:
     return replace(mapping, shape=(rows, mapping.numel // rows))
 
 
+def lies_in_rows(table: Mapping) -> bool:
+    """Whether rows of a table are runs of the array, with signs that need no stream of random numbers."""
+    hashed = table.element is Element.HASH and table.sign is not Sign.MT19937
+    return hashed and not table.transposed and table.matrix == table.shape
+
+
 def _read(module: GraphModule) -> dict[str, str]:
     """Names of the nodes that were replaced, and those of the nodes in their place."""
     renamed: dict[str, str] = {}
     for gather in list(module.graph.nodes):
         if gather.target is not torch.ops.roast.gather.default:
             continue
-        picks = _picks(gather)
+        _, fields, _ = gather.args
+        picks = _picks(gather) if lies_in_rows(as_table(Mapping.from_list(list(fields)))) else []
         for node in [user for weight in _places(gather, picks) for user in weight.users]:
             if node.target is _ASSERTION:
                 module.graph.erase_node(node)
