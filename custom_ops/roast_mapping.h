@@ -14,7 +14,7 @@ constexpr int64_t kHeaderLength = 32;
 constexpr int64_t kMaxDims = 8;
 constexpr int64_t kMaxNumel = int64_t{1} << 48;
 // What comes before an element of a stream has to be drawn too.
-constexpr int64_t kMaxDrawn = int64_t{1} << 32;
+constexpr int64_t kMaxDrawn = int64_t{1} << 30;
 constexpr int64_t kMaxMemory = int64_t{1} << 30;
 constexpr int64_t kMaxPrime = int64_t{1} << 31;
 constexpr int64_t kMaxWord = (int64_t{1} << 32) - 1;
@@ -338,7 +338,7 @@ inline bool check_hash(const char* name, const Hash& h, Text& why) {
 
 inline bool check_seeds(const Mapping& m, Text& why) {
   if ((m.element != kHashed || m.sign == kMt19937Sign) && m.numel > kMaxDrawn) {
-    why << "a weight whose slots or signs are drawn has " << m.numel << " elements, at most 2^32";
+    why << "a weight whose slots or signs are drawn has " << m.numel << " elements, at most 2^30";
     return false;
   }
   if (!in(m.seed, 0, kMaxWord) || !in(m.sign_seed, 0, kMaxWord)) {

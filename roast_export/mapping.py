@@ -21,7 +21,7 @@ HEADER_LENGTH = 32
 
 MAX_DIMS = 8
 MAX_NUMEL = 1 << 48
-MAX_DRAWN = 1 << 32
+MAX_DRAWN = 1 << 30
 """Elements whose slots or signs are drawn: what comes before one in the stream has to be drawn too."""
 MAX_MEMORY = 1 << 30
 MAX_PRIME = 1 << 31
@@ -303,7 +303,7 @@ def _check(m: Mapping) -> None:
         require(level.p > 1 or not any(coefficients), f"{name} has modulus 1 but is not all 0")
     require(
         (m.element is Element.HASH and m.sign is not Sign.MT19937) or m.numel <= MAX_DRAWN,
-        f"a weight whose slots or signs are drawn has {m.numel} elements, at most 2^32",
+        f"a weight whose slots or signs are drawn has {m.numel} elements, at most 2^30",
     )
     require(0 <= m.seed < 1 << 32 and 0 <= m.sign_seed < 1 << 32, "a seed is not in [0, 2^32)")
     require(0 <= m.sign_skip <= 2 * m.numel, f"sign_skip {m.sign_skip} is not in [0, 2 * elements]")

@@ -137,7 +137,7 @@ def test_mt19937_gives_the_published_stream():
     assert mt19937_stream(5490, 1).tolist() != stream[:1]
 
 
-WIDE = {"shape": ((1 << 32) + 2,), "matrix": ((1 << 31) + 1, 2)}
+WIDE = {"shape": ((1 << 30) + 2,), "matrix": ((1 << 29) + 1, 2)}
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ WIDE = {"shape": ((1 << 32) + 2,), "matrix": ((1 << 31) + 1, 2)}
         (SIGNED, {"sign_hash": Hash()}, "sign_hash belongs to tile signs only"),
         (STREAMED, {"sign": Sign.NONE}, "belong to mt19937 signs only"),
         (HASHED, {"sign_skip": 1}, "belong to mt19937 signs only"),
-        (STREAMED, WIDE, "at most 2^32"),
-        (DRAWN, WIDE, "at most 2^32"),
+        (STREAMED, WIDE, "at most 2^30"),
+        (DRAWN, WIDE, "at most 2^30"),
         (DRAWN, {"hash1": Hash(7)}, "a drawn map has no hash"),
         (DRAWN, {"hash2": Hash(7)}, "a drawn map has no hash"),
         (DRAWN, {"tile": (1, 2)}, "a drawn map has no hash, tile"),
@@ -203,8 +203,8 @@ def test_a_record_that_breaks_a_rule_is_refused(base, change, message):
         (HASHED, {"shape": (24,) + (1,) * 7}),
         (HASHED, {"shape": (1 << 24, 1 << 24), "matrix": (1 << 24, 1 << 24)}),
         (HASHED, WIDE),
-        (DRAWN, {"shape": (1 << 32,), "matrix": (1 << 31, 2)}),
-        (STREAMED, {"shape": (1 << 32,), "matrix": (1 << 31, 2), "sign_skip": 1 << 33}),
+        (DRAWN, {"shape": (1 << 30,), "matrix": (1 << 29, 2)}),
+        (STREAMED, {"shape": (1 << 30,), "matrix": (1 << 29, 2), "sign_skip": 1 << 31}),
         (HASHED, {"n_memory": 1 << 30}),
         (HASHED, {"tile": (8, 8)}),
         (HASHED, {"origin": (1 << 48, 1 << 48)}),
