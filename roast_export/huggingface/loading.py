@@ -60,8 +60,10 @@ def load_folder(folder: Folder, *, trust: bool, attention: str, **options: Any) 
     except LoadError:
         raise
     except Exception as error:
-        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LoadError(f"{folder.path} cannot be loaded as {cls.__name__}: {message}") from error
+        message = " ".join(str(error).split())[:300] or type(error).__name__
+        raise LoadError(
+            f"{folder.path} cannot be loaded as {cls.__name__}: {message}; copy the folder again"
+        ) from error
     missing = sorted(info["missing_keys"])
     if missing and all(name.startswith("pooler.") for name in missing):
         # A base model taken out of one with a head. Nothing that is exported reads the pooler.
