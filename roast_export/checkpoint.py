@@ -15,7 +15,6 @@ import copy
 import inspect
 import json
 import logging
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from roast_export.budget import check_values
 from roast_export.errors import LoadError
-from roast_export.file_kind import check_members
+from roast_export.file_kind import begins_as_zip, check_members
 from roast_export.reading import opened, path_of
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights")
@@ -129,7 +128,7 @@ def indexed_state(file: BinaryIO, path: Path) -> dict[str, Any]:
 def _part_state(file: BinaryIO, path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return safetensors_state(file, path)
-    if zipfile.is_zipfile(file):
+    if begins_as_zip(file):
         check_members(file, path)
     file.seek(0)
     try:

@@ -39,7 +39,7 @@ def kind_of(file: BinaryIO, path: Path) -> str:
     head = file.read(512)
     if not head:
         return "empty"
-    if head.startswith(b"PK"):
+    if begins_as_zip(file):
         return _zip_kind(file, path)
     if head[4:8] == b"ORTM":
         return "an ORT-format model"
@@ -57,6 +57,18 @@ def kind_of(file: BinaryIO, path: Path) -> str:
         return PICKLE
     printable = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
     return "a text file" if printable > 0.95 * len(head) else "of no kind known here"
+
+
+def begins_as_zip(file: BinaryIO) -> bool:
+    """Whether an open file is a zip archive from its first byte on.
+
+    A zip archive is found by its end, so that another file can stand before it, and torch goes by the
+    beginning: it would open that other file, which nobody has looked at. The fifth to eighth bytes, where
+    formats of runtimes have their names, are a version and flags in an archive, and no letters.
+    """
+    file.seek(0)
+    head = file.read(8)
+    return head.startswith(b"PK") and not head[4:].isalnum()
 
 
 def _zip_kind(file: BinaryIO, path: Path) -> str:

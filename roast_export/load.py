@@ -18,7 +18,6 @@ import os
 import pickle
 import re
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,7 @@ from roast_export.budget import check_values
 from roast_export.checkpoint import Checkpoint, built, indexed_state, model_in, safetensors_state
 from roast_export.errors import InputError, LoadError
 from roast_export.facts import Facts, read_facts
-from roast_export.file_kind import ARCHIVE, PICKLE, SAFETENSORS, SHARDS, check_members, kind_of
+from roast_export.file_kind import ARCHIVE, PICKLE, SAFETENSORS, SHARDS, begins_as_zip, check_members, kind_of
 from roast_export.golden import MEMBER, from_text
 from roast_export.import_report import ImportReport
 from roast_export.importers import convert, research_layers, survey
@@ -187,7 +186,7 @@ def _errors(note: str | bytes) -> dict[str, float]:
 
 
 def _open_pickle(file: BinaryIO, path: Path, model: str | None, trust: bool, alone: bool) -> nn.Module:
-    if zipfile.is_zipfile(file):
+    if begins_as_zip(file):
         check_members(file, path)
     file.seek(0)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from roast_export.artifact import Artifact
 from roast_export.compare import first_line
 from roast_export.data_file import copy_beside
 from roast_export.errors import RoastError
-from roast_export.file_kind import check_members
+from roast_export.file_kind import begins_as_zip, check_members
 from roast_export.note import read_note
 from roast_export.onnx_file import open_onnx
 from roast_export.ort_file import open_ort
@@ -45,7 +44,7 @@ def private_artifact(path: Path, *, trust: bool = False) -> Iterator[tuple[Artif
             return text.replace(str(copy), str(path)).replace(str(copy.parent), str(path.absolute().parent))
 
         try:
-            if not zipfile.is_zipfile(copy) and _head(copy)[4:8] not in _OPENERS:
+            if not _is_archive(copy) and _head(copy)[4:8] not in _OPENERS:
                 copy_beside(copy, path)
             yield open_artifact(copy, trust=trust), lambda report: changed(report, original)
         except RoastError as error:
@@ -85,7 +84,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def _opened_by_kind(path: Path, trust: bool) -> Artifact:
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         return _OPENERS.get(_head(path)[4:8], open_onnx)(path)
     check_members(path, path)
     target = read_note(path).target
@@ -110,6 +109,11 @@ def _opened_by_kind(path: Path, trust: bool) -> Artifact:
             "where it comes from"
         )
     raise RoastError(f"{path} is of the unknown kind {target!r}; upgrade roast-export")
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return begins_as_zip(file)
 
 
 def _head(path: Path) -> bytes:

@@ -149,5 +149,8 @@ def _items(blob: bytes) -> Iterator[tuple[str, str]]:
             yield "global", str(argument)
         elif opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
             raise ValueError(opcode.name)
+        elif opcode.name.endswith("PUT") and int(argument or 0) > len(blob):
+            # Readers make a table as long as the largest place in it.
+            raise ValueError(argument)
         elif isinstance(argument, str):
             yield "string", argument

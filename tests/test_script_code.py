@@ -1,14 +1,17 @@
 """Attempts to make roast-verify do more than compute when it opens a TorchScript file of a stranger."""
 
+import io
 import zipfile
 
 import pytest
 import torch
 from models import Small, small_inputs
 from torch import nn
+from torch.jit.mobile import _load_for_lite_interpreter
 
 import roast_export
-from roast_export.errors import RoastError
+from roast_export.errors import LoadError, RoastError
+from roast_export.file_kind import begins_as_zip
 from roast_export.functional_ops import is_functional
 from roast_export.open_file import open_artifact
 from roast_export.script_code import script_runs_code, source_reason
@@ -137,3 +140,29 @@ def test_control_functional(name):
 )
 def test_not_functional(name):
     assert not is_functional(name)
+
+
+def test_a_module_in_front_of_a_good_archive_is_not_run(files, tmp_path):
+    """A zip archive is found by its end, and torch goes by the beginning."""
+    path, sentinel = tmp_path / "m.ptl", tmp_path / "written"
+    torch.jit.save_jit_module_to_flatbuffer(torch.jit.script(Writes(str(sentinel))), path)
+    with zipfile.ZipFile(files["lite"]) as source, zipfile.ZipFile(path, "a") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert script_runs_code(path) is None, "the archive alone is harmless"
+    for trust in (False, True):
+        with pytest.raises(RoastError, match="export it again"):
+            open_artifact(path, trust=trust)
+    with pytest.raises(LoadError):
+        roast_export.load(path)
+    assert not sentinel.exists()
+    _load_for_lite_interpreter(str(path))(torch.ones(2))
+    assert sentinel.exists(), "the control: torch runs what stands in front"
+
+
+@pytest.mark.parametrize("name", [b"PTMF", b"ORTM", b"ET12"])
+def test_an_archive_with_the_name_of_another_format_in_its_head_is_none(files, name):
+    whole = files["lite"].read_bytes()
+    assert begins_as_zip(io.BytesIO(whole))
+    assert not begins_as_zip(io.BytesIO(whole[:4] + name + whole[8:]))
+    assert not begins_as_zip(io.BytesIO(b"junk" + whole))
