@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from roast_export.budget import MEMORY
 from roast_export.errors import RoastError, VerificationError
 from roast_export.printable import message
 from roast_export.watched import in_child
@@ -47,6 +48,17 @@ class RoastCommand(click.Command):
         except (click.Abort, KeyboardInterrupt):
             _complain("interrupted", False)
             sys.exit(INTERRUPTED)
+        except MemoryError:
+            _complain(f"there is not enough memory; free some, or set {MEMORY} to more GiB", debug)
+            sys.exit(REFUSED)
+        except OSError as error:
+            named = f"{error.filename}: " if error.filename else ""
+            _complain(
+                f"{named}{error.strerror or error}; check the room on the disk and the rights of the folder "
+                "(TMPDIR names the one for temporary files)",
+                debug,
+            )
+            sys.exit(REFUSED)
         except Exception as error:
             hint = "" if debug else "; this is a bug in roast-export, --debug shows where"
             _complain(f"{type(error).__name__}: {error}{hint}", debug)

@@ -76,9 +76,9 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="roast-measure-") as folder:
         feeds = Path(folder) / "inputs.npz"
         named: dict[str, Any] = {f"_{name}": array for name, array in inputs.items()}
-        np.savez(feeds, **named)
         request["inputs"] = str(feeds)
         try:
+            np.savez(feeds, **named)
             # -P: this file's folder must not come before the standard library.
             child = subprocess.run(
                 [sys.executable, "-P", str(Path(__file__).resolve()), json.dumps(request)],
@@ -87,6 +87,8 @@ def measure(
                 timeout=TIMEOUT_SECONDS,
                 check=False,
             )
+        except OSError as error:
+            raise RoastError(f"{path} could not be measured: {error.strerror or error}") from error
         except subprocess.TimeoutExpired as error:
             raise RoastError(f"measuring {path} took more than {TIMEOUT_SECONDS} s") from error
     if child.returncode != 0:

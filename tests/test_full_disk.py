@@ -5,9 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
+
+from roast_export import cli, measure
+from roast_export.errors import RoastError
 
 resource = pytest.importorskip("resource")
+
+FULL = OSError(28, "No space left on device")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,3 +59,32 @@ def test_each_writer_says_so_and_leaves_nothing(tmp_path):
         free, "File too large"
     )
     assert list((tmp_path / "full").iterdir()) == []
+
+
+def raising(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def test_measuring_without_room_for_its_inputs_is_no_bug(monkeypatch, tmp_path):
+    monkeypatch.setattr(np, "savez", raising(FULL))
+    with pytest.raises(RoastError, match="could not be measured: No space left on device"):
+        measure.measure(tmp_path / "m.onnx", {"x": np.zeros(1)}, native=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FULL, "error: No space left on device; check the room on the disk"),
+        (OSError(13, "Permission denied", "/tmp/there"), "error: /tmp/there: Permission denied; check"),
+        (MemoryError(), "error: there is not enough memory; free some"),
+    ],
+)
+def test_what_the_system_refuses_is_no_bug_of_ours(monkeypatch, error, said):
+    monkeypatch.setattr(cli, "inspect", raising(error))
+    done = CliRunner().invoke(cli.inspect_command, ["m.pt"])
+    assert done.exit_code == 1
+    assert said in done.output
+    assert "bug" not in done.output
