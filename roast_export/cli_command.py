@@ -48,6 +48,9 @@ class RoastCommand(click.Command):
         except (click.Abort, KeyboardInterrupt):
             _complain("interrupted", False)
             sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # Whoever reads the output has gone.
+            sys.exit(REFUSED)
         except MemoryError:
             _complain(f"there is not enough memory; free some, or set {MEMORY} to more GiB", debug)
             sys.exit(REFUSED)

@@ -9,6 +9,7 @@ says what happened where the child does not end by itself.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -25,6 +26,8 @@ from roast_export import budget
 STEPS = 24
 """A whole comparison may take so many times what one step of it may."""
 
+_PR_SET_PDEATHSIG = 1
+"""See prctl(2)."""
 _told: list[int] = []
 """In the child, where it tells the first process what it is at; empty in any other process."""
 _current: list[dict[str, object]] = []
@@ -52,6 +55,7 @@ def in_child(complain: Callable[[str], None]) -> int | None:
         os.close(read)
         # With everything that it starts, so that all of it is ended together.
         os.setpgid(0, 0)
+        _end_with_the_first_process()
         _told.append(write)
         for folder in _FOLDER:
             tempfile.tempdir = os.environ["TMPDIR"] = folder
@@ -65,6 +69,12 @@ def in_child(complain: Callable[[str], None]) -> int | None:
         os.close(read)
         while _FOLDER:
             shutil.rmtree(_FOLDER.pop(), ignore_errors=True)
+
+
+def _end_with_the_first_process() -> None:
+    """Where it is killed and can hand nothing on, nobody would end a loop in the child. Linux only."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -74,6 +74,12 @@ def test_measuring_without_room_for_its_inputs_is_no_bug(monkeypatch, tmp_path):
         measure.measure(tmp_path / "m.onnx", {"x": np.zeros(1)}, native=False)
 
 
+def test_a_reader_that_goes_is_no_error(monkeypatch):
+    monkeypatch.setattr(cli, "inspect", raising(BrokenPipeError(32, "Broken pipe")))
+    done = CliRunner().invoke(cli.inspect_command, ["m.pt"])
+    assert (done.exit_code, done.output) == (1, "")
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

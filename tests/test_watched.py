@@ -165,3 +165,43 @@ def test_the_limits_of_this_process_come_back():
     with watched._memory(1 << 40):
         assert resource.getrlimit(resource.RLIMIT_DATA) != before
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_a_child_ends_where_the_first_process_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    read, write = os.pipe()
+    first = os.fork()
+    if first == 0:
+        watched.in_child(lambda said: None)
+        os.write(write, b"%d" % os.getpid())
+        time.sleep(60)
+        os._exit(0)
+    os.close(write)
+    child = int(os.read(read, 20))
+    os.close(read)
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{child}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child lives on")
+
+
+def test_the_second_interrupt_ends_a_child_that_does_not_listen():
+    first = os.getpid()
+
+    def act():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for _ in range(2):
+            time.sleep(0.3)
+            os.kill(first, signal.SIGINT)
+        time.sleep(60)
+
+    assert in_child(act) == (128 + signal.SIGKILL, [])
