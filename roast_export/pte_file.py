@@ -132,6 +132,9 @@ def open_pte(path: Path) -> PteFile:
         # It is wanted later, and gets ready while this process reads the file and traces the model.
         runtime_executorch.PROCESS.start()
     program = read_program(path)
+    for value in range(len(program.values)):
+        if program.is_stored(value):
+            program.stored(value)  # Its bytes are there.
     text = program.note()
     if text is None:
         raise RoastError(f"{path} was not written by this roast-export: it has no note; export it again")

@@ -116,6 +116,8 @@ class PteProgram:
         tensor = self.values[value]
         data = self.file.program.constant_buffer[tensor.data_buffer_idx].storage
         dtype = np.dtype(_DTYPES[int(tensor.scalar_type)])
+        if min(tensor.sizes, default=0) < 0:
+            raise ValueError(f"a tensor of {list(tensor.sizes)}")
         count = math.prod(tensor.sizes)
         return np.frombuffer(bytes(data), dtype, count).reshape(tensor.sizes)
 

@@ -265,6 +265,32 @@ def test_a_place_that_the_file_has_not_is_refused(exported, model, place, tmp_pa
         roast_export.verify(model, path, example_inputs=small_inputs())
 
 
+def _short(program: PteProgram) -> None:
+    stored = max(
+        (k for k in range(len(program.values)) if program.is_stored(k)), key=lambda k: program.stored(k).size
+    )
+    buffer = program.file.program.constant_buffer[program.values[stored].data_buffer_idx]
+    # What is written is padded up to a line.
+    buffer.storage = buffer.storage[: len(buffer.storage) // 2]
+
+
+def _elsewhere(program: PteProgram) -> None:
+    stored = next(value for k, value in enumerate(program.values) if program.is_stored(k))
+    stored.data_buffer_idx = 10_000
+
+
+def _negative(program: PteProgram) -> None:
+    stored = next(value for k, value in enumerate(program.values) if program.is_stored(k) and value.sizes)
+    stored.sizes = [-1]
+
+
+@pytest.mark.parametrize("change", [_short, _elsewhere, _negative])
+def test_a_tensor_without_its_bytes_is_refused(exported, model, change, tmp_path):
+    path = tampered(exported, tmp_path / "m.pte", change)
+    with pytest.raises(RoastError, match=r"damaged or of another version.*export it again"):
+        roast_export.verify(model, path, example_inputs=small_inputs())
+
+
 @pytest.mark.parametrize("keep", [12, 100, 5000, -200])
 def test_a_truncated_file_is_refused_or_red(exported, model, keep, tmp_path):
     path = tmp_path / "m.pte"
