@@ -7,6 +7,7 @@ The one `try` of the package is in `RoastCommand.main`.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -79,7 +80,9 @@ class WatchedCommand(RoastCommand):
         if not args and kwargs.get("args") is None:
             status = in_child(lambda text: _complain(text, False))
             if status is not None:
-                sys.exit(status)
+                # All that was imported here is taken down a second time otherwise, which takes a while.
+                sys.stderr.flush()
+                os._exit(status)
         return super().main(*args, **kwargs)
 
 

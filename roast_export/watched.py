@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import select
@@ -47,6 +48,8 @@ def in_child(complain: Callable[[str], None]) -> int | None:
     with contextlib.suppress(OSError):
         # What the child leaves there when it is ended goes with it.
         _FOLDER.append(tempfile.mkdtemp(prefix="roast-"))
+    # Pages that a collection of garbage writes to would be copied.
+    gc.freeze()
     with warnings.catch_warnings():
         # numpy's threads, which know of forks.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -199,7 +202,7 @@ class _Watch:
             os.killpg(self.child, signal.SIGKILL)
         name = signal.Signals(-status).name
         if self.asked:
-            return 128 - status
+            return 128 + signal.SIGINT
         if self.path is None:
             self.complain(f"the command was ended by {name}")
             return 128 - status

@@ -204,4 +204,4 @@ def test_the_second_interrupt_ends_a_child_that_does_not_listen():
             os.kill(first, signal.SIGINT)
         time.sleep(60)
 
-    assert in_child(act) == (128 + signal.SIGKILL, [])
+    assert in_child(act) == (128 + signal.SIGINT, [])
