@@ -6,7 +6,8 @@
 4. Layers in branches and loops, whose module torch forgets, get their names.
 5. Rows that are picked out of a virtual weight are read alone, say those of a few experts (read_rows.py).
 6. Integers that an operator turns into floats (1.0 - mask) are cast by a node: torch.onnx fails otherwise.
-7. Layers on which no output depends are left out; `unused_layers` names them.
+7. Sums and maxima of float16 are taken in float32 and cast back: torch.onnx leaves out the cast back.
+8. Layers on which no output depends are left out; `unused_layers` names them.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def canonical(program: ExportedProgram, names: WeightNames | None = None) -> Exp
         for node in part.module.graph.nodes:
             if node.target in _ROAST and not node.meta.get("nn_module_stack"):
                 set_name(node, (names or {}).get(weight_of(node), node.name))
+    _widen_reductions(program)
     read_rows(program)
     _drop_unused(program, names or {})
     return program
@@ -70,6 +72,40 @@ def _cast_integers(graph: torch.fx.Graph) -> None:
                 cast = graph.call_function(torch.ops.aten.to.dtype, (operand, wanted))
             cast.meta = {"val": operand.meta["val"].to(wanted)}
             node.update_arg(place, cast)
+
+
+_ATEN = torch.ops.aten
+_REDUCTIONS = {
+    *(_ATEN.sum.default, _ATEN.sum.dim_IntList, _ATEN.nansum.default, _ATEN.cumsum.default),
+    *(_ATEN.prod.default, _ATEN.prod.dim_int, _ATEN.amax.default, _ATEN.amin.default),
+}
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+def _widen_reductions(program: ExportedProgram) -> None:
+    """Take reductions of narrow values in float32, as torch does within them, and cast what they give."""
+    renamed = {}
+    for part in parts_of(program):
+        graph = part.module.graph
+        for node in list(graph.nodes):
+            narrow = node.meta["val"].dtype if node.target in _REDUCTIONS and "val" in node.meta else None
+            operand = node.args[0] if narrow in _NARROW else None
+            if operand is None or operand.meta["val"].dtype != narrow or node.kwargs.get("dtype") is not None:
+                continue
+            with graph.inserting_before(node):
+                wide = graph.call_function(_ATEN.to.dtype, (operand, torch.float32))
+            with graph.inserting_after(node):
+                back = graph.call_function(_ATEN.to.dtype, (node, narrow))
+            node.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
+            node.update_arg(0, wide)
+            back.meta = dict(node.meta)
+            wide.meta = {"val": operand.meta["val"].to(torch.float32)}
+            node.meta = {**node.meta, "val": node.meta["val"].to(torch.float32)}
+            renamed[node.name] = back.name
+        if renamed:
+            part.module.recompile()
+    for spec in program.graph_signature.output_specs:
+        spec.arg.name = renamed.get(spec.arg.name, spec.arg.name)
 
 
 def forget_derived_ranges(program: ExportedProgram) -> None:

@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -180,3 +181,29 @@ def test_onnx_of_bfloat16_names_the_way_that_works(tmp_path):
     assert export(compressed.float(), tmp_path / "m.onnx", example_inputs=(IDS,)).passed
     (found,) = create_session(tmp_path / "m.onnx").run(None, {"ids": IDS.numpy()})
     np.testing.assert_allclose(found, expected, rtol=0, atol=4 * STEP[torch.bfloat16])
+
+
+class Reductions(nn.Module):
+    """Each is an output as it comes, and one goes on into a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.layer(x)
+        total = y.sum(1)
+        others = y.sum(), y.prod(-1), y.amax(1), y.amin(1), y.cumsum(1)
+        return total, self.layer(total), *others, y.sum(1, dtype=torch.float32)
+
+
+def test_reductions_of_float16_stay_float16(tmp_path):
+    torch.manual_seed(0)
+    model = compress(Reductions().half().eval(), 4, min_params=64)
+    path = tmp_path / "m.onnx"
+    report = export(
+        model, path, example_inputs=(torch.randn(3, 4, 32).half(),), dynamic_shapes={"x": {0: "batch"}}
+    )
+    assert report.passed
+    kinds = [value.type.tensor_type.elem_type for value in onnx.load(path).graph.output]
+    assert kinds == [onnx.TensorProto.FLOAT16] * 7 + [onnx.TensorProto.FLOAT]
