@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -40,6 +41,9 @@ _OTHERS = (
     "What the tool says of them, in its own words. Where it says that a length is fixed, it writes a file "
     "for that length. A mismatch leaves no file: the tool's proof refuses it."
 )
+
+_SITE = re.compile(r"\S*/site-packages/")
+"""The folder of packages on the machine of a run, which no page shows."""
 
 
 def page(rows: list[Row]) -> str:
@@ -85,7 +89,7 @@ def _cells(*cells: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _SITE.sub("", text).replace("|", "\\|").replace("\n", " ")
 
 
 def main() -> None:
