@@ -49,6 +49,8 @@ class AotiFile(Artifact):
         return [Runtime(name, open_aoti, lambda: None, native=native)]
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
+        assert self.note is not None
+        yield self.note.check(subject.layers)
         for layer in subject.layers:
             dense = probe.expected_weight(layer).tobytes()
             passed = len(dense) < 1024 or dense not in self.code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from roast_export.errors import RoastError
 from roast_export.mapping import VERSION, Mapping, check_scale
 from roast_export.program import DimNames, Dims, Program, VirtualLayer, output_names, signature
 from roast_export.ranges import named_ranges, read_ranges
-from roast_export.report import Layer
+from roast_export.report import Check, Layer
 
 NOTE = "roast.json"
 LARGEST_NOTE = 1 << 26
@@ -56,6 +57,20 @@ class Note:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
+
+    def check(self, layers: Sequence[VirtualLayer]) -> Check:
+        """Whether the note states the records of the model's weights, and the bytes of their arrays."""
+        known = {(layer.name, tuple(layer.mapping.to_list()), layer.scale) for layer in layers}
+        stated = [(w.name.partition("#")[0], tuple(w.mapping), w.scale) for w in self.weights]
+        false = [
+            f"another mapping or scale of {name}" for name, *record in stated if (name, *record) not in known
+        ]
+        arrays = {layer.array: layer.memory for layer in layers}
+        stored = sum(memory.numel() * memory.element_size() for memory in arrays.values())
+        if self.array_bytes != stored:
+            false.append(f"{self.array_bytes} bytes of arrays, which have {stored}")
+        note = f"it states {'; '.join(false)}" if false else ""
+        return Check("file", "structure", "the file's note", "", len(stated) + 1, not false, note=note)
 
 
 def note_of(

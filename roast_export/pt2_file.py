@@ -54,6 +54,8 @@ class Pt2File(Artifact):
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
         # open_pt2_file has refused what runs code: nothing below may open such a file.
+        assert self.note is not None
+        yield self.note.check(subject.layers)
         yield dense_check(subject.layers, self.parameters(), "file")
 
     def parameters(self) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -58,6 +58,8 @@ class PteFile(Artifact):
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
         assert self.program is not None
+        assert self.note is not None
+        yield self.note.check(subject.layers)
         stored = [(str(k), self.program.stored(k)) for k in self._stored()]
         yield dense_check(subject.layers, stored, "file")
         try:
@@ -76,8 +78,6 @@ class PteFile(Artifact):
 
         def check(runtime: Runtime, k: int, layer: VirtualLayer) -> Iterator[Check]:
             place = self.places[k]
-            if (weights[k].mapping, weights[k].scale) != (layer.mapping.to_list(), layer.scale):
-                raise RoastError("the file's note states another mapping or scale")
             if self.portable:
                 yield from check_portable(program, place, layer, runtime)
             else:

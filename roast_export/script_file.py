@@ -55,6 +55,8 @@ class ScriptFile(Artifact):
         return (lite_runtimes if self.target == "lite" else script_runtimes)(self.portable)
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
+        assert self.note is not None
+        yield self.note.check(subject.layers)
         yield dense_check(subject.layers, self.parameters(), "file")
         if self.target == "lite":
             return

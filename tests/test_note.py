@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -161,3 +162,30 @@ def test_no_changed_byte_of_the_note_is_a_traceback(good, tmp_path):
             refused += 1
         content[place] ^= 0x21
     assert refused > len(places) // 2
+
+
+FALSE = {
+    "another shape": lambda note: _shaped(note, rows=2),
+    "another scale": lambda note: weight(scale=2 * note["weights"][0]["scale"])(note),
+    "fewer bytes of arrays": lambda note: {"array_bytes": note["array_bytes"] - 4},
+}
+
+
+def _shaped(note, rows):
+    record = Mapping.from_list(note["weights"][0]["mapping"])
+    shape = (rows * record.shape[0], *record.shape[1:])
+    matrix = (rows * record.matrix[0], record.matrix[1])
+    return weight(mapping=replace(record, shape=shape, matrix=matrix).to_list())(note)
+
+
+@pytest.mark.parametrize("to", ["torchscript", "lite", "pt2"])
+def test_a_note_that_is_no_note_of_this_model_is_refused(model, tmp_path, to):
+    """The weights are compared by what the file computes; the figures of the report come from the note."""
+    right = tmp_path / "right"
+    options = {"example_inputs": small_inputs(), "verify": False}
+    roast_export.export(model, right, to=to, **options)
+    assert roast_export.verify(model, right, example_inputs=small_inputs()).passed
+    for name, change in FALSE.items():
+        with_note(right, tmp_path / "false", **change(json.loads(note_text(right))))
+        report = roast_export.verify(model, tmp_path / "false", example_inputs=small_inputs())
+        assert "the file's note" in [check.name for check in report.failures], name
