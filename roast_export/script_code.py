@@ -21,9 +21,12 @@ from roast_export.functional_ops import is_functional, refused_namespaces, refus
 
 _MEMBER = re.compile(
     r"extra/.+|(?:data|constants)/\d+|code/[\w/.]+\.py(?:\.debug_pkl)?|(?:data|constants|bytecode)\.pkl"
-    r"|mobile_debug_handles\.pkl|version|byteorder|\.data/serialization_id"
+    r"|mobile_debug_handles\.pkl|(?:\.data/)?version|byteorder|\.data/serialization_id"
 )
-"""Every member that torch writes for a scripted module of plain tensors."""
+"""Every member that torch writes for a scripted module of plain tensors.
+
+The version has the longer name where the module calls an operator that torch has changed since (gelu).
+"""
 
 _GLOBAL = re.compile(
     r"torch\._utils _rebuild_(?:tensor_v2|parameter)|collections OrderedDict"
@@ -32,8 +35,8 @@ _GLOBAL = re.compile(
 """Classes that its pickles name: the archive's own, and those of tensors and lists."""
 
 _BUILTINS = {
-    "annotate", "bool", "complex", "device", "dict", "dtype", "enumerate", "float", "getattr", "hasattr",
-    "if", "int", "isinstance", "len", "list", "max", "min", "range", "return", "str", "sum", "tuple",
+    "annotate", "bool", "complex", "device", "dict", "dtype", "enumerate", "float", "getattr", "if",
+    "int", "isinstance", "len", "list", "max", "min", "range", "return", "str", "sum", "tuple",
     "unchecked_cast", "uninitialized", "while", "zip", "and", "or", "not", "in", "for", "raise", "assert",
 }  # fmt: skip
 """What may stand before a parenthesis without a dot: functions of the language, and its keywords."""
@@ -49,7 +52,18 @@ _FORBIDDEN = {
     "import",
     "exec",
 }
-_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'')
+_STRING = re.compile(r'"(?:[ !#-\[\]-~]|\\(?:[\\\'"abfnrtv]|[0-3][0-7]{2}))*"')
+"""A string as torch writes it: in double quotes, with these escapes only."""
+
+_STRANGE = re.compile(r"[^\w \n()\[\]{},.:=+>-]")
+"""What torch never writes outside strings: comments, continuations, operators in symbols."""
+
+_BEFORE_STRING = {"(", "[", "{", ",", ":", "=", "return"}
+_AFTER_STRING = {")", "]", "}", ",", ":", "\n"}
+"""Tokens beside a string. Two strings side by side are one string to TorchScript: "sa" "ve" is "save"."""
+
+_ATTRIBUTE = re.compile(r'getattr\([\w.]+, "(?![A-Za-z_]\w*")[^"\\:.]+"\)')
+"""The one form of getattr that torch writes: for attributes whose names cannot follow a dot."""
 
 
 def script_runs_code(path: Path) -> str | None:
@@ -91,17 +105,24 @@ def _reason(path: Path) -> str | None:
 def source_reason(blob: bytes) -> str | None:
     """What in TorchScript source could do more than compute, whichever way it is reached.
 
-    Words count, not calls: TorchScript lets a program give `torch.save` another name, or look a method up
-    by its name in a string.
+    Words count, not calls: TorchScript lets a program give `torch.save` another name. Only what torch itself
+    writes is let through, because each other spelling of a name would be one more to know.
     """
     try:
         text = blob.decode("ascii")
     except UnicodeDecodeError:
         return "source that is not ASCII"
+    if _STRANGE.search(_STRING.sub("", text)):
+        return "a comment, a line continuation or another character that torch does not write"
     strings = [found.group() for found in _STRING.finditer(text)]
-    bare = _STRING.sub(" 0 ", text)
-    if re.search(r"[#\\\"']|[^\n\t\x20-\x7e]", bare):
-        return "a comment, a line continuation or a string of several lines"
+    # Every string becomes one token of the same length, so that places in both texts agree.
+    bare = _STRING.sub(lambda found: '"'.ljust(len(found.group()), "$"), text)
+    tokens = ["\n", *re.findall(r'"\$+|\w+|[^\w ]', bare), "\n"]
+    for before, token, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        if token[0] == '"' and (before not in _BEFORE_STRING or after not in _AFTER_STRING):
+            return "a string in a place where torch writes none"
+    if any(not _ATTRIBUTE.match(text, found.start()) for found in re.finditer(r"\bgetattr\b", bare)):
+        return "a getattr that torch does not write"
     words = set(re.findall(r"\w+", bare))
     named = set(re.findall(r"\.\s*(\w+)", bare)) | {_text(literal) for literal in strings}
     called = set(re.findall(r"(?<![\w.])(\w+)\s*\(", bare))
@@ -154,3 +175,5 @@ def _items(blob: bytes) -> Iterator[tuple[str, str]]:
             raise ValueError(argument)
         elif isinstance(argument, str):
             yield "string", argument
+        elif isinstance(argument, bytes):
+            yield "string", argument.decode("latin-1")

@@ -100,6 +100,23 @@ ATTACKS = {
     "hidden behind a comment": "x # \"\n.add(x)",
     "hidden behind a string": '"""\n""".save("f")',
     "an unknown function": "awake(x)",
+    "by a joined name": 'getattr(torch, "sa" "ve")(x, "f")',
+    "by a name joined without room": 'getattr(torch, "sa""ve")(x, "f")',
+    "by a name joined over lines": 'getattr(torch, "sa"\n  "ve")(x, "f")',
+    "by a joined name of two kinds": "getattr(torch, \"sa\" 've')(x, \"f\")",
+    "by a name in octal": 'getattr(torch, "\\163ave")(x, "f")',
+    "by a name in hexadecimal": 'getattr(torch, "\\x73ave")(x, "f")',
+    "by a name in Unicode": 'getattr(torch, "\\u0073ave")(x, "f")',
+    "by a name with a prefix": 'getattr(torch, f"save")(x, "f")',
+    "by a harmless name": 'getattr(torch, "relu")(x)',
+    "by a name with its namespace": 'getattr(torch, "aten::relu")(x)',
+    "by a name that is computed": 'n = "sa"\n    return getattr(torch, n)(x, "f")',
+    "getattr with another name": 'g = getattr\n    return g(x, "0")',
+    "getattr behind a look-alike": 'n = "getattr(self, \\"0\\")"\n    return getattr(torch, n)(x)',
+    "a joined string anywhere": '{"sa" "ve": x}',
+    "a string that is added to": '"sa" + "ve"',
+    "a method of a string": '"sa".join(["v"])',
+    "a decorator": "x\n  @torch\n  def f(self): return x",
     "storage": "torch.set_(x, y)",
     "strides": "torch.as_strided(x, [9], [9])",
 }  # fmt: skip
@@ -120,6 +137,87 @@ def test_control_what_networks_say_is_let_through():
         "    return (_0)(ops.roast.linear(y, annotate(List[int], [])), )\n"
     )
     assert source_reason(source.encode()) is None
+
+
+class Spoken(nn.Module):
+    """Says whatever torch's writer has a spelling for: names that follow no dot, strings, escapes, inf."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.GELU()), nn.Linear(2, 2))
+        self.named = nn.ModuleDict({"my-key": nn.Linear(2, 2), "if": nn.ReLU()})
+        self.register_parameter("x y", nn.Parameter(torch.zeros(2)))
+
+    def forward(self, x: torch.Tensor, mode: str = "a\tb\x01"):
+        if mode == "no'ne":
+            x = x.masked_fill(x > 0, float("-inf")) * 2.5e20
+        assert x.size(0) < 10, f"too {mode} many\\"
+        word = "a" if x.size(0) == 5 else mode
+        while x.size(0) > 4:
+            x = x[:-1, ...]
+        both = {"first": self.steps(x) + self.named["my-key"](x), "second": self.named["if"](x) * 2j}
+        return both, word + "{} %s", ["q", "r"][0] in word, 1e-7
+
+
+def source_of(module):
+    blob = io.BytesIO()
+    torch.jit.save(module, blob)
+    with zipfile.ZipFile(blob) as archive:
+        return b"\n".join(archive.read(name) for name in archive.namelist() if name.endswith(".py"))
+
+
+def test_control_what_torch_writes_is_let_through():
+    traced = torch.jit.trace(Spoken().steps, torch.zeros(2, 2))
+    for module in (torch.jit.script(Spoken().eval()), traced):
+        source = source_of(module)
+        assert b'getattr(self, "0")' in source
+        assert source_reason(source) is None
+
+
+def test_a_file_that_writes_files_by_a_joined_name(files, tmp_path):
+    """The whole attack: the file says "sa" and "ve", and torch.jit.load reads "save"."""
+    target = tmp_path / "written"
+    path = tmp_path / "m.ts"
+    with zipfile.ZipFile(files["native"]) as source, zipfile.ZipFile(path, "w") as changed:
+        for name in source.namelist():
+            blob = source.read(name)
+            if name.endswith("to_torchscript.py"):
+                first = blob.index(b"\n    ", blob.index(b"-> ", blob.index(b"def forward")))
+                call = b'\n    _0q = getattr(torch, "sa" "ve")(torch.rand([2]), "%s")' % str(target).encode()
+                blob = blob[:first] + call + blob[first:]
+            changed.writestr(name, blob)
+    with pytest.raises(RoastError, match=r"torch does not write|where torch writes none"):
+        open_artifact(path)
+    assert not target.exists()
+    with torch.no_grad():
+        torch.jit.load(path)(**small_inputs())
+    assert target.exists(), "the control: torch joins the two"
+
+
+class Curved(nn.Module):
+    """Calls operators that torch has changed since the first version of its archives."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x):
+        return nn.functional.gelu(self.layer(x)) + torch.linspace(0, 1, 64) + torch.logspace(0, 1, 64)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_control_a_version_by_its_longer_name(tmp_path, form):
+    target, portable = FORMS[form]
+    path, model = tmp_path / "m.ts", roast_export.compress(Curved().eval(), 4, min_params=512)
+    options = {"to": target, "portable": portable, "example_inputs": (torch.ones(2, 64),)}
+    roast_export.export(model, path, **options, verify=False)
+    with zipfile.ZipFile(path) as archive:
+        assert "archive/.data/version" in archive.namelist()
+    assert open_artifact(path).layers
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/.data/other", b"1")
+    with pytest.raises(RoastError, match=r"\.data/other"):
+        open_artifact(path)
 
 
 @pytest.mark.parametrize("name", ["aten::add", "aten::_softmax", "aten::embedding_bag", "roast::linear"])
