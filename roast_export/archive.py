@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from roast_export.budget import check_values
-from roast_export.errors import ExportError
+from roast_export.errors import ExportError, LoadError
 from roast_export.functional_ops import is_functional
+from roast_export.plain_pickle import load_plain
 from roast_export.shape_cost import too_costly
 
 ARCHIVE_NOTE = "roast.json"
@@ -61,8 +61,9 @@ def runs_code(path: Path) -> str | None:
     if len({name.lower() for name in listed}) != len(listed):
         return "two members of one name"
     samples = reader.get_record(_SAMPLES)
-    if samples and not _is_plain(samples):
-        return f"pickled objects in {_SAMPLES}"
+    reason = _samples_reason(samples) if samples else None
+    if reason:
+        return f"{reason} in {_SAMPLES}"
     for name in _TREES:
         tree = json.loads(reader.get_record(name).decode())
         reason = too_costly(tree) or _payload_reason(tree) or _json_reason(tree)
@@ -71,12 +72,14 @@ def runs_code(path: Path) -> str | None:
     return None
 
 
-def _is_plain(blob: bytes) -> bool:
+def _samples_reason(blob: bytes) -> str | None:
     try:
-        check_values(torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True))
+        load_plain(io.BytesIO(blob))
+    except LoadError as error:
+        return str(error).partition(", which")[0]
     except Exception:
-        return False
-    return True
+        return "pickled objects"
+    return None
 
 
 _CALLABLE = re.compile(

@@ -86,6 +86,31 @@ def check_values(content: Any) -> None:
                 raise LoadError(f"it holds a tensor of {item.numel():,} elements in a storage of {held:,}")
 
 
+def check_storages(content: Any, file_bytes: int) -> None:
+    """Hold the storages of the tensors in `content` to what a file of `file_bytes` bytes can hold.
+
+    Raises:
+        LoadError: together they are larger; the file states a length and does not hold the values.
+    """
+    held, waiting = {}, [content]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            waiting += item.values()
+        elif isinstance(item, list | tuple | set | frozenset):
+            waiting += item
+        elif hasattr(item, "untyped_storage") and item.device.type == "cpu" and _is_strided(item):
+            storage = item.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+    most = unpacked(file_bytes)
+    if sum(held.values()) > most:
+        raise LoadError(f"its tensors take {sum(held.values()):,} bytes, and the file has {file_bytes:,}")
+
+
+def _is_strided(tensor: Any) -> bool:
+    return str(tensor.layout) == "torch.strided" and not tensor.is_nested
+
+
 def _override(variable: str, unit: int) -> float | None:
     """What the user allows; None where the variable is not set, or is no positive number."""
     try:

@@ -20,12 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor, nn
 
-from roast_export.budget import check_values
 from roast_export.errors import LoadError
 from roast_export.file_kind import begins_as_zip, check_members
+from roast_export.plain_pickle import load_plain
 from roast_export.reading import opened, path_of
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights")
@@ -132,9 +131,7 @@ def _part_state(file: BinaryIO, path: Path) -> dict[str, Any]:
         check_members(file, path)
     file.seek(0)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        check_values(content)
-        return dict(content)
+        return dict(load_plain(file))
     except Exception as error:
         raise LoadError(f"{path} cannot be read as a state dict ({_first_line(error)})") from error
 

@@ -27,7 +27,6 @@ import torch
 from torch import nn
 
 from roast_export.archive import ARCHIVE_NOTE, runs_code
-from roast_export.budget import check_values
 from roast_export.checkpoint import Checkpoint, built, indexed_state, model_in, safetensors_state
 from roast_export.errors import InputError, LoadError
 from roast_export.facts import Facts, read_facts
@@ -35,6 +34,7 @@ from roast_export.file_kind import ARCHIVE, PICKLE, SAFETENSORS, SHARDS, begins_
 from roast_export.golden import MEMBER, from_text
 from roast_export.import_report import ImportReport
 from roast_export.importers import convert, research_layers, survey
+from roast_export.plain_pickle import load_plain
 from roast_export.program import LoadedProgram, quiet
 from roast_export.reading import copied, opened
 from roast_export.state_layers import bare_model, describe, fill
@@ -191,8 +191,7 @@ def _open_pickle(file: BinaryIO, path: Path, model: str | None, trust: bool, alo
     file.seek(0)
     try:
         with quiet():
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        check_values(content)
+            content = load_plain(file)
     except LoadError as error:
         raise LoadError(f"{path} is refused: {error}") from error
     except pickle.UnpicklingError as error:
