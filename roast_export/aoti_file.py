@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class AotiFile(Artifact):
     def runtimes(self) -> list[Runtime]:
         native = library_absent() is None
         name = "AOTInductor native" if native else "AOTInductor without library"
-        return [Runtime(name, open_aoti, lambda: None, native=native)]
+        return [Runtime(name, partial(open_aoti, names=self.outputs), lambda: None, native=native)]
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
         assert self.note is not None
@@ -80,10 +81,10 @@ class AotiFile(Artifact):
         yield from each_weight([weight.name for weight in weights], subject, usable, tell, check)
 
 
-def open_aoti(path: str | bytes) -> Run:
+def open_aoti(path: str | bytes, names: Sequence[str] = ()) -> Run:
     assert isinstance(path, str), "a package is opened from its file"
     model = torch._inductor.aoti_load_package(path)
-    return run_on(model, pytree.treespec_loads(model.loader.get_call_spec()[0]))
+    return run_on(model, pytree.treespec_loads(model.loader.get_call_spec()[0]), names)
 
 
 def open_aoti_file(path: Path) -> AotiFile:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from roast_export.compare import compare_bits
 from roast_export.fit import advice, relative_errors
 from roast_export.mapping import Sign
 from roast_export.prepare_program import unused_layers
-from roast_export.program import VirtualLayer, kept_bytes
+from roast_export.program import VirtualLayer, kept_bytes, output_names, signature
 from roast_export.report import Check, Layer, Report
 from roast_export.subject import Subject
 from roast_export.to_onnx import array_names
@@ -85,6 +85,21 @@ def size_check(report: Report) -> Check:
         expected=report.limit_bytes, actual=report.file_bytes,
         note=f"the file {complaint}" if complaint else "",
     )  # fmt: skip
+
+
+def name_checks(subject: Subject) -> Iterator[Check]:
+    """The file's inputs and outputs have the model's names, in the model's order; inputs, its dtypes too."""
+    inputs = [f"{name} ({kind})" for name, (kind, _) in signature(subject.program).items()]
+    stated = [f"{name} ({kind})" for name, (kind, _) in subject.file.inputs.items()]
+    yield same_names("input names", inputs, stated)
+    yield same_names("output names", output_names(subject.program), subject.file.outputs)
+
+
+def same_names(rule: str, expected: Sequence[str], actual: Sequence[str]) -> Check:
+    """A structure check of names in order."""
+    passed = list(expected) == list(actual)
+    note = "" if passed else f"the file has {', '.join(actual)}; the model has {', '.join(expected)}"
+    return Check("file", "structure", rule, "names in order", len(expected), passed, note=note)
 
 
 def dense_check(layers: list[VirtualLayer], tensors: NamedTensors, where: str) -> Check:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from roast_export import localise, probe, torch_ops, torch_zip
 from roast_export.archive import runs_code
@@ -22,9 +23,9 @@ from roast_export.artifact import Artifact, Tell, each_weight
 from roast_export.cases import Case
 from roast_export.compare import compare_bits, first_line
 from roast_export.errors import RoastError
-from roast_export.gate import dense_check
+from roast_export.gate import dense_check, same_names
 from roast_export.note import Note, Weight, read_note
-from roast_export.program import VirtualLayer, layers_of, quiet
+from roast_export.program import VirtualLayer, input_names, layers_of, quiet
 from roast_export.report import Check
 from roast_export.runtimes import Runtime
 from roast_export.subject import Subject
@@ -50,12 +51,16 @@ class Pt2File(Artifact):
         return torch_zip.tensor_bytes(self.path)
 
     def runtimes(self) -> list[Runtime]:
-        return pt2_runtimes(self.portable)
+        return pt2_runtimes(self.portable, self.outputs)
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
         # open_pt2_file has refused what runs code: nothing below may open such a file.
         assert self.note is not None
         yield self.note.check(subject.layers)
+        names = input_names(self.program)
+        yield same_names("inputs of the graph", list(self.inputs), names)
+        _, keywords = pytree.tree_unflatten(names, self.program.call_spec.in_spec)
+        yield same_names("keywords of the call", list(keywords.values()), list(keywords))
         yield dense_check(subject.layers, self.parameters(), "file")
 
     def parameters(self) -> Iterator[tuple[str, NDArray[Any]]]:

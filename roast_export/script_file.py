@@ -19,7 +19,7 @@ from roast_export.artifact import Artifact, Tell, each_weight
 from roast_export.cases import Case
 from roast_export.compare import compare_bits, failed, first_line
 from roast_export.errors import RoastError
-from roast_export.gate import dense_check
+from roast_export.gate import dense_check, same_names
 from roast_export.note import Note, read_note
 from roast_export.program import VirtualLayer, quiet
 from roast_export.report import Check
@@ -52,11 +52,17 @@ class ScriptFile(Artifact):
         return torch_zip.tensor_bytes(self.path)
 
     def runtimes(self) -> list[Runtime]:
-        return (lite_runtimes if self.target == "lite" else script_runtimes)(self.portable)
+        return (lite_runtimes if self.target == "lite" else script_runtimes)(self.portable, self.outputs)
 
     def structure_checks(self, subject: Subject) -> Iterator[Check]:
         assert self.note is not None
         yield self.note.check(subject.layers)
+        try:
+            arguments = [argument.name for argument in self.module.forward.schema.arguments][1:]
+            # Where the source itself is scripted, forward may have arguments that the example leaves out.
+            yield same_names("arguments of forward", list(self.inputs), arguments[: len(self.inputs)])
+        except Exception as error:
+            yield failed("file", "structure", "arguments of forward", "", error)
         yield dense_check(subject.layers, self.parameters(), "file")
         if self.target == "lite":
             return

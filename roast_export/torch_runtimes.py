@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from roast_export import torch_ops
 from roast_export.arrays import array_of, tensor_of
 from roast_export.errors import RoastError
 from roast_export.libraries import torch_library_path
-from roast_export.program import quiet
+from roast_export.program import leaf_names, quiet
 from roast_export.runtimes import Array, Run, Runtime
 
 
@@ -32,36 +33,36 @@ def library_refused() -> str | None:
     return library_absent()
 
 
-def open_script(path: str | bytes) -> Run:
+def open_script(path: str | bytes, names: Sequence[str] = ()) -> Run:
     with quiet():
         module = torch.jit.load(_path(path), map_location="cpu").eval()
-    return run_on(module)
+    return run_on(module, names=names)
 
 
-def open_lite(path: str | bytes) -> Run:
+def open_lite(path: str | bytes, names: Sequence[str] = ()) -> Run:
     from torch.jit.mobile import _load_for_lite_interpreter
 
-    return run_on(_load_for_lite_interpreter(_path(path), map_location="cpu"))
+    return run_on(_load_for_lite_interpreter(_path(path), map_location="cpu"), names=names)
 
 
-def open_pt2(path: str | bytes) -> Run:
+def open_pt2(path: str | bytes, names: Sequence[str] = ()) -> Run:
     with quiet():
         program = torch.export.load(Path(_path(path)))
     program._guards_code = []
-    return run_on(program.module(check_guards=False), program.call_spec.in_spec)
+    return run_on(program.module(check_guards=False), program.call_spec.in_spec, names)
 
 
-def script_runtimes(portable: bool) -> list[Runtime]:
+def script_runtimes(portable: bool, names: Sequence[str] = ()) -> list[Runtime]:
     """For a .ts file. The native form runs in aten operators where the library is absent."""
-    return _forms("torchscript", open_script, portable)
+    return _forms("torchscript", partial(open_script, names=names), portable)
 
 
-def lite_runtimes(portable: bool) -> list[Runtime]:
-    return _forms("lite interpreter", open_lite, portable)
+def lite_runtimes(portable: bool, names: Sequence[str] = ()) -> list[Runtime]:
+    return _forms("lite interpreter", partial(open_lite, names=names), portable)
 
 
-def pt2_runtimes(portable: bool) -> list[Runtime]:
-    return _forms("torch.export", open_pt2, portable)
+def pt2_runtimes(portable: bool, names: Sequence[str] = ()) -> list[Runtime]:
+    return _forms("torch.export", partial(open_pt2, names=names), portable)
 
 
 def torch_runtimes() -> list[Runtime]:
@@ -84,8 +85,11 @@ def _path(path: str | bytes) -> str:
     return path
 
 
-def run_on(module: Callable[..., Any], spec: Any = None) -> Run:
-    """A function from named arrays to all outputs. spec: how the traced call took its arguments."""
+def run_on(module: Callable[..., Any], spec: Any = None, names: Sequence[str] = ()) -> Run:
+    """A function from named arrays to all outputs. spec: how the traced call took its arguments.
+
+    names: what the outputs are called, where they are in a dict; the function raises RoastError at others.
+    """
 
     def run(inputs: dict[str, Array]) -> list[Array]:
         values = [tensor_of(value) for value in inputs.values()]
@@ -95,10 +99,22 @@ def run_on(module: Callable[..., Any], spec: Any = None) -> Run:
             else:
                 args, kwargs = pytree.tree_unflatten(values, spec)
                 outputs = module(*args, **kwargs)
+        if names:
+            _check_keys(outputs, names, list(inputs))
         leaves = pytree.tree_leaves(outputs)
         return [array_of(leaf) for leaf in leaves if _is_output(leaf)]
 
     return run
+
+
+def _check_keys(outputs: Any, names: Sequence[str], inputs: Sequence[str]) -> None:
+    """Raise RoastError where a dict of tensors has other keys than `names`, in another order or not."""
+    if not isinstance(outputs, dict) or not all(_is_output(value) for value in outputs.values()):
+        return
+    # A name that an input has too is written with a suffix (leaf_names), or as it is in scripted source.
+    if list(names) not in ([str(key) for key in outputs], leaf_names(outputs, inputs)):
+        found = ", ".join(map(str, outputs))
+        raise RoastError(f"the file calls its outputs {found}; the model calls them {', '.join(names)}")
 
 
 def _is_output(leaf: Any) -> bool:

@@ -195,7 +195,8 @@ def prove(
     report = gate.describe(subject)
     report.warnings += facts_of(model)
     tell("structure", 0, 1)
-    report.checks += [gate.size_check(report), *file.structure_checks(subject)]
+    report.checks += [gate.size_check(report), *gate.name_checks(subject)]
+    report.checks += file.structure_checks(subject)
     usable = _usable(subject, runtimes, require, report)
     report.checks += gate.parameter_checks(subject)
     report.checks += weight_checks(subject, usable, tell)
