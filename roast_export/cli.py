@@ -10,7 +10,7 @@ import click
 import torch
 
 from roast_export.bundle import PLATFORMS
-from roast_export.cli_command import RoastCommand, WatchedCommand
+from roast_export.cli_command import RoastCommand
 from roast_export.cli_folder import check_options, compress_into, export_folder, part_for, task_option
 from roast_export.cli_options import (
     bound_options,
@@ -169,7 +169,7 @@ def export_command(
         )
 
 
-@click.command("roast-verify", cls=WatchedCommand)
+@click.command("roast-verify", cls=RoastCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("exported", type=click.Path(path_type=Path), nargs=-1, required=True)
 @example_options

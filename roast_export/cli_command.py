@@ -26,9 +26,19 @@ REFUSED, MISMATCH, INTERRUPTED = 1, 2, 130
 
 
 class RoastCommand(click.Command):
-    """A command that turns every exception into one message on stderr and an exit code."""
+    """A command that turns every exception into one message on stderr and an exit code.
+
+    It works in a process of its own, because it runs what is in files of other people (watched.py). Called
+    with arguments, from Python, it works in the caller's process.
+    """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        if not args and kwargs.get("args") is None:
+            status = in_child(lambda text: _complain(text, False))
+            if status is not None:
+                # All that was imported here is taken down a second time otherwise, which takes a while.
+                sys.stderr.flush()
+                os._exit(status)
         kwargs["standalone_mode"] = False
         # Read before the arguments are parsed: parsing them may be what fails.
         given = kwargs.get("args", args[0] if args else None)
@@ -68,22 +78,6 @@ class RoastCommand(click.Command):
             _complain(f"{type(error).__name__}: {error}{hint}", debug)
             sys.exit(REFUSED)
         sys.exit(code if isinstance(code, int) else 0)
-
-
-class WatchedCommand(RoastCommand):
-    """One that runs what is in files of other people: it works in a process of its own (watched.py).
-
-    Called with arguments, from Python, it works in the caller's process.
-    """
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        if not args and kwargs.get("args") is None:
-            status = in_child(lambda text: _complain(text, False))
-            if status is not None:
-                # All that was imported here is taken down a second time otherwise, which takes a while.
-                sys.stderr.flush()
-                os._exit(status)
-        return super().main(*args, **kwargs)
 
 
 def _complain(text: str, debug: bool) -> None:

@@ -35,6 +35,7 @@ from roast_export.to_torchscript import write_torchscript
 from roast_export.trace import prepared
 from roast_export.truth import hold_to_module
 from roast_export.verify import Progress, complete, example_of, program_of, prove
+from roast_export.watched import goes_with_the_child
 from roast_export.wrappers import bare
 
 TARGETS = {
@@ -192,6 +193,7 @@ def _write_onnx(
         write(model, target, data)
         return
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        goes_with_the_child(Path(folder))
         source = Path(folder) / "model.onnx"
         write(model, source)
         if to == "ort":

@@ -12,6 +12,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from roast_export.errors import ExportError
+from roast_export.watched import goes_with_the_child
 
 DATA = (".data", ".onnx_data")
 """Suffixes of files that hold tensors of a model beside them."""
@@ -38,6 +39,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise ExportError(f"cannot write into {target.parent}: {error.strerror}") from error
+    goes_with_the_child(folder)
     try:
         yield folder / target.name
         _move(folder, target)
@@ -77,6 +79,7 @@ def staging(target: Path) -> Iterator[Path]:
     """
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.absolute().parent) as folder:
+            goes_with_the_child(Path(folder))
             yield Path(folder)
             _move_into(Path(folder), target)
     except OSError as error:

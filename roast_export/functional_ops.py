@@ -43,7 +43,8 @@ _UNDERSCORED = {
     "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_weight_norm",
     "_weight_norm_interface",
 }  # fmt: skip
-"""Private names of aten that traced graphs hold; these check what they are given."""
+"""Private names of aten that traced graphs hold. A few of these crash over some values, as public ones do:
+commands therefore work in a child process (watched.py)."""
 
 _PRIM = {
     "AllocateTensor", "ConstantChunk", "ListConstruct", "ModuleContainerIndex", "NumToTensor",

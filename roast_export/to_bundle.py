@@ -22,6 +22,7 @@ from roast_export.program import Inputs, call, evaluation, flat_inputs, output_n
 from roast_export.report import Report
 from roast_export.trace import prepared
 from roast_export.verify import Progress, example_of, program_of
+from roast_export.watched import goes_with_the_child
 from roast_export.wrappers import bare
 
 
@@ -51,6 +52,7 @@ def export_bundle(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is not an empty folder; name another one, or empty it")
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as scratch:
+        goes_with_the_child(Path(scratch))
         source, filled = Path(scratch) / "model.onnx", Path(scratch) / "bundle"
         report = export(
             model,

@@ -1,9 +1,9 @@
 """A command in a process of its own, so that a stranger's file cannot end it, hold it up or fill the memory.
 
-`roast-verify` runs the graphs of files that somebody else wrote: a loop in one may have no end, a shape may
-ask for all memory, and a runtime may crash over it. The command therefore goes on in a child process. The
-first process waits for it, with limits that grow with the size of the file that is compared (budget.py), and
-says what happened where the child does not end by itself.
+A command runs the graphs of files that somebody else wrote: a loop in one may have no end, a shape may ask
+for all memory, and a runtime may crash over it. The command therefore goes on in a child process. The first
+process waits for it and says what happened where the child does not end by itself. While `roast-verify`
+compares a file, there are limits that grow with the size of that file (budget.py).
 """
 
 from __future__ import annotations
@@ -105,6 +105,11 @@ def resting() -> Iterator[None]:
             _tell(message)
 
 
+def goes_with_the_child(folder: Path) -> None:
+    """The folder is removed where the child is ended before it can do so itself."""
+    _tell({"folder": str(folder)})
+
+
 def step() -> None:
     """A step of the comparison is done, and the time of the next one begins."""
     _tell({})
@@ -145,6 +150,7 @@ class _Watch:
     def __init__(self, child: int, pipe: int, complain: Callable[[str], None]) -> None:
         self.child, self.pipe, self.complain = child, pipe, complain
         self.path: str | None = None
+        self.folders: list[str] = []
         self.seconds, self.asked = 0.0, False
         self.step_ends = self.all_ends = float("inf")
 
@@ -154,6 +160,8 @@ class _Watch:
         try:
             return self._listen()
         finally:
+            for folder in self.folders:
+                shutil.rmtree(folder, ignore_errors=True)
             for number, handler in old.items():
                 signal.signal(number, handler)
 
@@ -178,6 +186,9 @@ class _Watch:
         self.asked = True
 
     def _hear(self, message: dict[str, object]) -> None:
+        if "folder" in message:
+            self.folders.append(str(message["folder"]))
+            return
         now = time.monotonic()
         if "path" in message:
             self.path = None if message["path"] is None else str(message["path"])
@@ -204,8 +215,11 @@ class _Watch:
         if self.asked:
             return 128 + signal.SIGINT
         if self.path is None:
-            self.complain(f"the command was ended by {name}")
-            return 128 - status
+            self.complain(
+                f"the command was ended by {name} while it read or ran MODEL, and nothing was written: an "
+                "operator in it crashed over the values that it was given, or memory ran out"
+            )
+            return 1
         self.complain(
             f"{self.path}: comparing it ended the process ({name}), so it is not proved; it is damaged, made "
             "to do that, or takes more memory than it may. Export it again; if you trust it, set the "
