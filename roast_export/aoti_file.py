@@ -31,6 +31,10 @@ CODE_BYTES_OF_LAYER = 16 << 10
 """What AOTInductor's own code may take, beside the size gate of the data."""
 
 
+INLINED = 8
+"""Elements up to which AOTInductor may write a tensor into the code, number by number."""
+
+
 @dataclass
 class AotiFile(Artifact):
     """See Artifact. Constants lie in the machine code, so they are looked for by their bytes."""
@@ -57,6 +61,8 @@ class AotiFile(Artifact):
             passed = len(dense) < 1024 or dense not in self.code
             yield Check("file", "structure", "no dense weight", layer.name, 1, passed)
         for name, tensor in _used(subject.program).items():
+            if tensor.numel() <= INLINED:
+                continue
             # What the code holds under no name is as good as any: equal bytes, somewhere in it.
             passed = array_of(tensor).tobytes() in self.code
             note = "" if passed else "its bytes are not in the package"
@@ -122,4 +128,5 @@ def _used(program: Program) -> dict[str, torch.Tensor]:
     names = (signature.inputs_to_parameters | signature.inputs_to_buffers).values()
     read = {node.name for node in program.graph.nodes if node.users}
     stored = {v: k for k, v in (signature.inputs_to_parameters | signature.inputs_to_buffers).items()}
-    return {name: program.state_dict[name].detach() for name in names if stored[name] in read}
+    values = {**program.constants, **program.state_dict}
+    return {name: values[name].detach() for name in names if stored[name] in read}

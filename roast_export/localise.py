@@ -1,7 +1,8 @@
 """Where two runs part: the first layer whose value differs between PyTorch and an exported file.
 
 1. The file names its values as the traced graph does (.onnx, TorchScript, lite, native .ort and .pt2): values
-   of one name are compared, in the order of the graph.
+   of one name are compared, in the order of the graph. torch.onnx gives some names to other values, so that
+   one counts only if nothing that is computed from it is right.
 2. It has other names (portable .ort and .pt2): a value of PyTorch's is there if any value of the file is
    equal to it within the bound. The first that is not there, nor anything computed from it, is where.
 """
@@ -60,10 +61,15 @@ def first_difference(
         if recorder is None:
             return []
         actual = compute(recorder.values)
-        for name in recorder.values:
-            found = _check(recorder, name, runtime, case, actual[name])
-            if not found.passed:
-                return [_named(found, recorder, name)]
+        checks = {
+            name: _check(recorder, name, runtime, case, actual[name])
+            for name, expected in recorder.values.items()
+            if (actual[name].shape, actual[name].dtype) == (expected.shape, expected.dtype)
+        }
+        there = {name for name, check in checks.items() if check.passed}
+        for node in recorder.module.graph.nodes:  # type: ignore[union-attr]
+            if node.name in checks and not _later(node) & there:
+                return [_named(checks[node.name], recorder, node.name)]
     except Exception as error:
         return [failed(runtime, "output", FIRST_DIFFERENCE, case.name, error)]
     return []

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import roast_export
-from roast_export.aoti_file import open_aoti_file
+from roast_export.aoti_file import INLINED, _used, open_aoti_file
 from roast_export.errors import ExportError, RoastError
 from roast_export.to_aoti import compiler_absent
+from roast_export.trace import trace
 
 X = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
 
@@ -39,6 +40,25 @@ def test_the_package_calls_our_operators_and_holds_no_weight(package):
     assert len(file.calls) == 1
     assert network(0)[0].virtual["weight"].memory.detach().numpy().tobytes() in file.code
     assert network(0)[0].weight.detach().numpy().tobytes() not in file.code
+
+
+def test_what_the_package_must_hold_is_what_the_compiler_may_not_write_into_the_code():
+    """A tensor of a few elements may become numbers of the code; a buffer may be outside the state dict."""
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(64, 7)
+            self.register_buffer("shift", torch.randn(48), persistent=False)
+            self.first = nn.Linear(48, 64)
+
+        def forward(self, x):
+            return self.last(self.first(x + self.shift))
+
+    model = roast_export.compress(Shifted().eval(), 4, min_params=2048)
+    used = _used(trace(model, (torch.randn(2, 48),)))
+    assert torch.equal(used["shift"], model.shift)
+    assert {name for name, tensor in used.items() if tensor.numel() <= INLINED} == {"last.bias"}
 
 
 def test_comparing_a_package_needs_trust(package):

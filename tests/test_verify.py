@@ -1,5 +1,7 @@
 """The proof must fail when anything is wrong. Each test changes one thing in a good file."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -10,11 +12,14 @@ from torch import nn
 
 import roast_export
 from roast_export import onnx_file, probe
+from roast_export.cases import Case
 from roast_export.compare import compare_bits, compare_values
 from roast_export.errors import InputError, RoastError
+from roast_export.localise import first_difference
 from roast_export.report import Report
 from roast_export.runtimes import Runtime
 from roast_export.to_onnx import SHARED_ARRAY
+from roast_export.trace import trace
 
 
 @pytest.fixture(scope="module")
@@ -276,3 +281,26 @@ def test_a_layer_that_is_gone(model, good, tmp_path):
         ("structure", "no dense weight"),
         ("weight", "first.weight"),
     }
+
+
+def test_a_value_of_the_same_name_is_another_one_if_what_follows_it_is_right():
+    """torch.onnx calls values of its own as the traced graph calls others."""
+    layers = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Tanh()).eval()
+    network, x = roast_export.compress(layers, 4, min_params=512), torch.randn(2, 64)
+    program = trace(network, (x,))
+    subject = SimpleNamespace(program=program, limits=None)
+    case = Case("example", {"input": x.numpy()}, [])
+
+    def named(*wrong):
+        def compute(values):
+            assert {"relu", "tanh"} <= set(values)
+            return {name: value + (name in wrong) for name, value in values.items()}
+
+        names = {node.name for node in program.graph.nodes}
+        return [check.note for check in first_difference(subject, "r", case, names, compute)]
+
+    assert named() == []
+    assert named("relu") == []
+    assert named("tanh") == ["first differing layer: 3 (value tanh)"]
+    last = [node.name for node in program.graph.nodes if node.op == "call_function"]
+    assert named(*last[last.index("relu") :]) == ["first differing layer: 1 (value relu)"]
