@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roast_export.errors import LoadError
+from roast_export.npz import check_arrays
 
 MEMBER = "golden.b64"
 """Name of the extra member of an archive."""
@@ -141,6 +142,7 @@ def from_text(text: str | bytes) -> list[Golden]:
         with zipfile.ZipFile(io.BytesIO(blob)) as archive:
             if sum(item.file_size for item in archive.infolist()) > 4 * LARGEST:
                 raise LoadError("the golden values are larger than save writes them")
+            check_arrays(archive)
         with np.load(io.BytesIO(blob), allow_pickle=False) as stored:
             index = json.loads(bytes(stored["index"]))
             return [_read(k, item, stored) for k, item in enumerate(index[:MOST])]

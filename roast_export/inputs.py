@@ -13,11 +13,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from numpy.lib.format import MAGIC_PREFIX
 from torch import Tensor
 
 from roast_export.budget import check_unpacked
 from roast_export.dimensions import EVERY_OTHER, parse_dimension
 from roast_export.errors import InputError, LoadError
+from roast_export.npz import check_arrays
 from roast_export.reading import opened
 
 DTYPES = {
@@ -106,10 +108,12 @@ def read_inputs(path: str | Path) -> dict[str, Tensor]:
     says = "--inputs "
     with opened(path, error=InputError, says=says, wanted="save arrays with numpy.savez") as file:
         try:
-            archive = np.load(file, allow_pickle=False)
-            named = isinstance(archive, np.lib.npyio.NpzFile)
+            named = file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX
+            file.seek(0)
+            archive: Any = np.load(file, allow_pickle=False) if named else None
             if named:
                 check_unpacked(archive.zip, path)
+                check_arrays(archive.zip)
             arrays = {name: archive[name] for name in archive.files} if named else {}
         except LoadError as error:
             raise InputError(f"{says}{error}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -114,6 +116,48 @@ def test_a_wrong_file_is_refused(tmp_path, make, says):
     make(path)
     with pytest.raises(InputError, match=says):
         read_inputs(path)
+
+
+def _stated(descr, shape, held=b"", one=False):
+    """A file whose array states this type and shape and holds these bytes."""
+    head = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
+    array = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + held
+
+    def make(path):
+        if one:
+            path.write_bytes(array)
+            return
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", array)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (_stated("|V0", (10**13,)), "elements of no bytes"),
+        (_stated("<U0", (10**13,)), "elements of no bytes"),
+        (_stated([("a", "|V0")], (10**13,)), "elements of no bytes"),
+        (_stated("<f4", (10**13,), bytes(8)), "has 8 bytes, and its array of"),
+        (_stated("<f4", (3,), bytes(8)), "has 8 bytes, and its array of"),
+        (_stated("<f4", (-1, -2), bytes(8)), "has 8 bytes, and its array of"),
+        (_stated("|V0", (10**13,), one=True), "one array without a name"),
+    ],
+)
+def test_an_array_of_more_elements_than_the_file_holds_is_refused_unread(tmp_path, make, says):
+    path = tmp_path / "in.npz"
+    make(path)
+    with pytest.raises(InputError, match=says):
+        read_inputs(path)
+
+
+def test_control_an_array_of_as_many_elements_is_read(tmp_path):
+    path = tmp_path / "in.npz"
+    _stated("<f4", (2,), bytes(8))(path)
+    assert read_inputs(path)["x"].tolist() == [0, 0]
+    _stated("<f4", (0, 10**13))(path)
+    assert read_inputs(path)["x"].shape == (0, 10**13)
 
 
 def test_both_sources_together(tmp_path):
