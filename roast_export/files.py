@@ -90,6 +90,10 @@ def _move_into(folder: Path, target: Path) -> None:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     data = [path for path in files if path.suffix in DATA]
     models = [path for path in files if path.suffix not in DATA]
+    for new in files:
+        old = target / new.name
+        if old.is_symlink() or (os.path.lexists(old) and not old.is_file()):
+            raise ExportError(f"{old} is a link or no ordinary file; move it away or choose another output")
     for new in data:
         old = target / new.name
         if os.path.lexists(old) and not any(_names(target / model.name, old) for model in models):
