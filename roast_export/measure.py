@@ -163,7 +163,7 @@ def _open_torch(request: dict[str, Any]) -> Run:
     elif request["kind"] == "pt2":
         return _open_pt2(request["path"])
     else:
-        module = torch.jit.load(request["path"]).eval()
+        module = torch.jit.load(request["path"])
 
     def run(feeds: dict[str, Any]) -> Any:
         with torch.no_grad():

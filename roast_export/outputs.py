@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+import torch
+
+from roast_export.arrays import array_of, tensor_of
 from roast_export.artifact import Tell
 from roast_export.case_bounds import bounded
 from roast_export.cases import Case, cases_for, spare_cases, unproved
 from roast_export.compare import compare_measured, compare_within, failed
 from roast_export.errors import RoastError
-from roast_export.program import Dims, flat_inputs
+from roast_export.program import Dims, call, flat_inputs
 from roast_export.report import Check, Report
-from roast_export.runtimes import Run, Runtime
+from roast_export.runtimes import Array, Run, Runtime
 from roast_export.sequence import row_checks, row_of
 from roast_export.subject import Subject
 
@@ -54,7 +58,7 @@ def _runtime_checks(
     subject: Subject, runtime: Runtime, cases: list[Case], row: list[Case], report: Report, tell: Tell
 ) -> list[Check]:
     try:
-        run = runtime.open(str(subject.file.path))
+        run = _on_copies(subject, runtime.open(str(subject.file.path)))
     except Exception as error:
         if not runtime.complete:
             _skip(report, runtime, error)
@@ -70,6 +74,35 @@ def _runtime_checks(
     if runtime.name not in report.skipped:
         checks += row_checks(subject, runtime.name, run, row)
     return checks
+
+
+def _on_copies(subject: Subject, run: Run) -> Run:
+    """`run` on arrays of its own, so that what it writes into them reaches no later comparison.
+
+    The function raises RoastError where the file leaves an input with other values than the model does.
+    """
+
+    def guarded(feeds: dict[str, Array]) -> list[Array]:
+        own = {name: np.array(value, order="C") for name, value in feeds.items()}
+        outputs = run(own)
+        written = [name for name, value in feeds.items() if own[name].tobytes() != value.tobytes()]
+        left = _left_by_the_model(subject, feeds) if written else {}
+        for name in written:
+            if name not in left or own[name].tobytes() != left[name].tobytes():
+                raise RoastError(
+                    f"the file writes over its input {name!r}, and the model does not write that"
+                )
+        return outputs
+
+    return guarded
+
+
+def _left_by_the_model(subject: Subject, feeds: dict[str, Array]) -> dict[str, Array]:
+    """What the inputs hold after a call of the model."""
+    values = {name: tensor_of(value).clone() for name, value in feeds.items()}
+    with torch.no_grad():
+        call(subject.model, subject.program, values)
+    return {name: array_of(value) for name, value in values.items()}
 
 
 def _run_case(subject: Subject, runtime: Runtime, run: Run, case: Case, report: Report) -> Iterator[Check]:

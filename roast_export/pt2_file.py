@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from roast_export import localise, probe, torch_ops, torch_zip
 from roast_export.archive import runs_code
-from roast_export.arrays import array_of
+from roast_export.arrays import array_of, tensor_of
 from roast_export.artifact import Artifact, Tell, each_weight
 from roast_export.cases import Case
 from roast_export.compare import compare_bits, first_line
@@ -82,7 +82,7 @@ class Pt2File(Artifact):
 
     def first_difference(self, subject: Subject, runtime: Runtime, case: Case) -> list[Check]:
         def compute(expected: localise.Values | None = None) -> localise.Values:
-            feeds = [torch.from_numpy(case.feeds[name]) for name in self.inputs]
+            feeds = [tensor_of(case.feeds[name]).clone() for name in self.inputs]
             return localise.graph_values(self.program, feeds, None if expected is None else set(expected))
 
         if self.portable:

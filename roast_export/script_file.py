@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roast_export import localise, probe, torch_zip
-from roast_export.arrays import array_of
+from roast_export.arrays import array_of, tensor_of
 from roast_export.artifact import Artifact, Tell, each_weight
 from roast_export.cases import Case
 from roast_export.compare import compare_bits, failed, first_line
@@ -43,7 +43,7 @@ class ScriptFile(Artifact):
         """The file in torch's full interpreter; the lite form carries its source for that."""
         try:
             with quiet():
-                return torch.jit.load(str(self.path), map_location="cpu").eval()
+                return torch.jit.load(str(self.path), map_location="cpu")
         except Exception as error:
             raise self._damaged(error) from error
 
@@ -64,6 +64,12 @@ class ScriptFile(Artifact):
         except Exception as error:
             yield failed("file", "structure", "arguments of forward", "", error)
         yield dense_check(subject.layers, self.parameters(), "file")
+        for name, module in self.module.named_modules():
+            if getattr(module, "training", False):
+                reason = RoastError(
+                    "it is in training mode, and whoever loads the file runs it so; export it again"
+                )
+                yield failed("file", "structure", "evaluation mode", name or "the model", reason)
         if self.target == "lite":
             return
         for where, optimise in _OPTIMISERS.items():
@@ -104,7 +110,7 @@ class ScriptFile(Artifact):
             together.output().setType(torch._C.ListType(torch._C.TensorType.get()))
             graph.registerOutput(together.output())
             run = torch._C._create_function_from_graph("values", graph)
-            feeds = [torch.from_numpy(case.feeds[name]) for name in self.inputs]
+            feeds = [tensor_of(case.feeds[name]).clone() for name in self.inputs]
             with torch.no_grad():
                 return localise.as_arrays(list(expected), run(self.module._c, *feeds))
 
@@ -140,7 +146,7 @@ class ScriptFile(Artifact):
         if by_rows and self.target != "lite":
             table = _at(self.module, place)
             yield probe.check_rows(
-                layer, layer.name, runtime.name, lambda ids: table.rows(torch.from_numpy(ids)).numpy()
+                layer, layer.name, runtime.name, lambda ids: table.rows(torch.tensor(ids)).numpy()
             )
             return
         expected = probe.expected_weight(layer)
@@ -153,7 +159,7 @@ class ScriptFile(Artifact):
 
             def product(x: NDArray[np.float32]) -> Any:
                 with torch.no_grad():
-                    return linear(torch.from_numpy(x), None).numpy()
+                    return linear(torch.tensor(x), None).numpy()
 
             yield probe.check_product(expected, layer.name, runtime, product)
 

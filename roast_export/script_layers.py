@@ -81,7 +81,8 @@ def script_model(model: nn.Module, *, portable: bool) -> torch.jit.ScriptModule:
     # A class of its own, because the compiled one is about to get a method.
     model.__class__ = type(type(model).__name__, (type(model),), {})
     try:
-        return torch.jit.script(model)
+        # Layers that were put in place are new, and a new module is in training mode.
+        return torch.jit.script(model.eval())
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ExportError(f"this model can be neither traced nor scripted: {' '.join(lines[:3])}") from error

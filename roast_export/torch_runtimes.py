@@ -35,7 +35,7 @@ def library_refused() -> str | None:
 
 def open_script(path: str | bytes, names: Sequence[str] = ()) -> Run:
     with quiet():
-        module = torch.jit.load(_path(path), map_location="cpu").eval()
+        module = torch.jit.load(_path(path), map_location="cpu")
     return run_on(module, names=names)
 
 
@@ -88,7 +88,9 @@ def _path(path: str | bytes) -> str:
 def run_on(module: Callable[..., Any], spec: Any = None, names: Sequence[str] = ()) -> Run:
     """A function from named arrays to all outputs. spec: how the traced call took its arguments.
 
-    names: what the outputs are called, where they are in a dict; the function raises RoastError at others.
+    names: what the outputs are called, where they are in a dict; the function raises RoastError at others,
+    and where the module changes the shape of an input. What the module writes into a contiguous input is
+    in the array afterwards.
     """
 
     def run(inputs: dict[str, Array]) -> list[Array]:
@@ -99,6 +101,9 @@ def run_on(module: Callable[..., Any], spec: Any = None, names: Sequence[str] = 
             else:
                 args, kwargs = pytree.tree_unflatten(values, spec)
                 outputs = module(*args, **kwargs)
+        for (name, given), value in zip(inputs.items(), values, strict=True):
+            if value.shape != given.shape or not value.is_contiguous():
+                raise RoastError(f"the file changes the shape of its input {name!r}")
         if names:
             _check_keys(outputs, names, list(inputs))
         leaves = pytree.tree_leaves(outputs)
