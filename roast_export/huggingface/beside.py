@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from roast_export.errors import ExportError
+from roast_export.errors import ExportError, LoadError
 from roast_export.huggingface.folder import CONFIG, SENTENCE, Folder, read_json
 
 TOKENIZER = (
@@ -75,7 +75,17 @@ def copy_beside(folder: Folder, target: Path) -> None:
     """Tokenizer, preprocessor and generation files, those that are there."""
     for name in (*TOKENIZER, *OTHERS):
         if (folder.path / name).is_file() and not (target / name).exists():
+            _check_link(folder.path / name, folder.pipeline or folder.path)
             shutil.copyfile(folder.path / name, target / name)
+
+
+def _check_link(path: Path, folder: Path) -> None:
+    """Raises LoadError for a link out of `folder`; the hub's cache keeps its files in `blobs` beside."""
+    real, root = path.resolve(), folder.resolve()
+    blobs = root.parent.parent / "blobs"
+    cached = root.parent.name == "snapshots" and real.is_relative_to(blobs)
+    if not (real.is_relative_to(root) or cached):
+        raise LoadError(f"{path} is a link out of {folder}; put the file itself in its place")
 
 
 def copy_config(folder: Folder, target: Path) -> None:
@@ -90,10 +100,13 @@ def copy_pipeline(folder: Folder, target: Path) -> Path:
         return target
     for name in PIPELINE:
         if (folder.pipeline / name).is_file():
+            _check_link(folder.pipeline / name, folder.pipeline)
             shutil.copyfile(folder.pipeline / name, target / name)
     for module in read_json(folder.pipeline / SENTENCE, list)[1:]:
         inner = folder.pipeline / str(module.get("path", ""))
         if inner.is_dir() and inner.parent == folder.pipeline:
+            for path in (inner, *inner.rglob("*")):
+                _check_link(path, folder.pipeline)
             shutil.copytree(inner, target / inner.name, symlinks=False)
     place = target / folder.path.relative_to(folder.pipeline)
     place.mkdir(exist_ok=True)
