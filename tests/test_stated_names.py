@@ -111,10 +111,10 @@ def test_a_script_that_names_them_otherwise(model, good, tmp_path, name, note):
             )
             stated["outputs"] = stated["outputs"][::-1] if "outputs" in name else stated["outputs"]
             return json.dumps(stated).encode()
-        if not member.endswith("to_torchscript.py"):
+        # torch may add something to the name of the member.
+        if not (member.endswith(".py") and first in content.decode()):
             return content
         text = content.decode()
-        assert first in text
         return text.replace(first, "#").replace(second, first).replace("#", second).encode()
 
     assert failures(model, rewrite(good["torchscript"], tmp_path / "x.ts", change))
@@ -124,7 +124,7 @@ def test_a_script_whose_arguments_have_each_others_names(model, good, tmp_path):
     """By position it computes what the model does; by name it does not."""
 
     def change(member, content):
-        if not member.endswith("to_torchscript.py"):
+        if not (member.endswith(".py") and "ids" in content.decode()):
             return content
         text = content.decode()
         return text.replace("ids", "#").replace("mask", "ids").replace("#", "mask").encode()
