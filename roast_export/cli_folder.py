@@ -65,15 +65,16 @@ def export_folder(
     data = DATA_FILE if to == "onnx" and len(opened.parts) > 1 else None
     paths = {part.name: output / f"{part.name}{suffix}" if into_folder else output for part in opened.parts}
     with staging(output) if into_folder else nullcontext(output.parent) as stage:
+        if into_folder:
+            # Before the work, because they may be refused.
+            copy_beside(opened.folder, stage, output)
+            copy_config(opened.folder, stage, output)
         for part in opened.parts:
             path = paths[part.name]
             # One report for each file: report-encoder_model.json beside report-decoder_model.json.
             own = report_path and report_path.with_stem(f"{report_path.stem}-{part.name}")
             report = report_path if len(opened.parts) == 1 else own
             _export_part(part, stage / path.name, path, to, model, report, {**options, "data_file": data})
-    if into_folder:
-        copy_beside(opened.folder, output)
-        copy_config(opened.folder, output)
 
 
 def _export_part(

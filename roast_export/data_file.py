@@ -91,7 +91,7 @@ def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield attribute.t
 
 
-def copy_beside(copy: Path, path: Path) -> None:
+def copy_data_files(copy: Path, path: Path) -> None:
     """Copy the data files that the ONNX file `copy` names from beside `path`, of which it is a copy.
 
     A file that onnx would refuse to read for the place it lies at is refused: outside the model's folder, or

@@ -10,7 +10,7 @@ from roast_export import pte_file
 from roast_export.aoti_file import open_aoti_file
 from roast_export.artifact import Artifact
 from roast_export.compare import first_line
-from roast_export.data_file import copy_beside
+from roast_export.data_file import copy_data_files
 from roast_export.errors import RoastError
 from roast_export.file_kind import begins_as_zip, check_members
 from roast_export.note import read_note
@@ -45,7 +45,7 @@ def private_artifact(path: Path, *, trust: bool = False) -> Iterator[tuple[Artif
 
         try:
             if not _is_archive(copy) and _head(copy)[4:8] not in _OPENERS:
-                copy_beside(copy, path)
+                copy_data_files(copy, path)
             yield open_artifact(copy, trust=trust), lambda report: changed(report, original)
         except RoastError as error:
             if str(copy.parent) not in str(error):

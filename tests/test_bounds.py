@@ -1,7 +1,5 @@
 """The bound on outputs follows each output's scale and type, and what the model makes of rounding."""
 
-import importlib
-
 import numpy as np
 import onnx
 import pytest
@@ -12,16 +10,10 @@ import roast_export
 from roast_export.arrays import array_of, tensor_of
 from roast_export.bounds import at_least, bound_of, neighbourhood, output_bounds, proves, usual_share
 from roast_export.compare import compare_within
-from roast_export.report import Measurement
 from roast_export.rounding import Rounding
 from roast_export.trace import trace
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_measured(monkeypatch):
-    """Fresh processes take seconds, and test_measure.py has them."""
-    verifying = importlib.import_module("roast_export.verify")
-    monkeypatch.setattr(verifying, "measure", lambda *a, label, **k: Measurement(label, 1.0, 1, 1, 1, 1.0))
+pytestmark = pytest.mark.usefixtures("nothing_is_measured")
 
 
 class Of(nn.Module):

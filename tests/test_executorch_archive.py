@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import roast_export
 from roast_export import pte_program, runtime_executorch, to_executorch
 from roast_export.cli import export_command, verify_command
 from roast_export.errors import RoastError
-from roast_export.report import Measurement
 from tests.test_executorch import FORMS, executorch, form  # noqa: F401
 
 IDS = torch.tensor([[5, 9, 1, 30, 2], [7, 8, 0, 0, 0], [40, 1, 2, 3, 0]])
@@ -69,11 +67,7 @@ KINDS: dict[str, tuple[type[nn.Module], tuple[torch.Tensor, ...], list[str]]] = 
 }
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_measured(monkeypatch):
-    """Fresh processes take seconds, and test_measure.py has them."""
-    verifying = importlib.import_module("roast_export.verify")
-    monkeypatch.setattr(verifying, "measure", lambda *a, label, **k: Measurement(label, 1.0, 1, 1, 1, 1.0))
+pytestmark = pytest.mark.usefixtures("nothing_is_measured")
 
 
 def command(main: Callable[[list[str]], object], *args: str) -> int:

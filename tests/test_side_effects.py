@@ -14,7 +14,6 @@ from torch.utils import _pytree as pytree
 import roast_export
 from roast_export import outputs
 from roast_export.errors import RoastError
-from roast_export.report import Measurement
 from roast_export.torch_runtimes import open_pt2, run_on
 
 verifying = importlib.import_module("roast_export.verify")
@@ -22,10 +21,7 @@ FORMS = {"native": ("torchscript", False), "portable": ("torchscript", True), "l
 forms = pytest.mark.parametrize("form", FORMS)
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_measured(monkeypatch):
-    """Fresh processes take seconds, and test_measure.py has them."""
-    monkeypatch.setattr(verifying, "measure", lambda *a, label, **k: Measurement(label, 1.0, 1, 1, 1, 1.0))
+pytestmark = pytest.mark.usefixtures("nothing_is_measured")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from roast_export.calls import plain
 from roast_export.cli import export_command
 from roast_export.errors import InputError
 from roast_export.open_file import open_artifact
-from roast_export.report import Measurement
 from tests.signatures import SIGNATURES, Batch, Call
 
 SUFFIX = {"onnx": ".onnx", "ort": ".ort", "torchscript": ".ts", "pt2": ".pt2"}
@@ -36,11 +34,7 @@ ALL = [("onnx", name) for name in SIGNATURES if name != "bfloat16"] + [
 ]
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_measured(monkeypatch):
-    """Fresh processes take seconds, and test_measure.py has them."""
-    verifying = importlib.import_module("roast_export.verify")
-    monkeypatch.setattr(verifying, "measure", lambda *a, label, **k: Measurement(label, 1.0, 1, 1, 1, 1.0))
+pytestmark = pytest.mark.usefixtures("nothing_is_measured")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from roast_export.libraries import torch_library_path
 from roast_export.modules import RoastLinear, VirtualWeight
 from roast_export.note import read_note
 from roast_export.program import layers_of, quiet
-from roast_export.report import Measurement
 from roast_export.to_pt2 import TAG, decomposed
 from roast_export.trace import trace
 
@@ -27,10 +26,7 @@ verifying = importlib.import_module("roast_export.verify")
 both = pytest.mark.parametrize("portable", [False, True], ids=["native", "portable"])
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_measured(monkeypatch):
-    """Fresh processes take seconds, and test_measure.py has them."""
-    monkeypatch.setattr(verifying, "measure", lambda *a, label, **k: Measurement(label, 1.0, 1, 1, 1, 1.0))
+pytestmark = pytest.mark.usefixtures("nothing_is_measured")
 
 
 def compressed(kind, ratio=8, **options):

@@ -20,7 +20,6 @@ from roast_export.gate import dense_check
 from roast_export.libraries import torch_library_path
 from roast_export.modules import RoastLinear, VirtualWeight, virtual_weights
 from roast_export.program import layers_of, quiet
-from roast_export.report import Measurement
 from roast_export.script_file import _constants
 from roast_export.trace import trace
 
@@ -30,10 +29,7 @@ FORMS = {"native": ("torchscript", False), "portable": ("torchscript", True), "l
 forms = pytest.mark.parametrize("form", FORMS)
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_measured(monkeypatch):
-    """Fresh processes take seconds, and test_measure.py has them."""
-    monkeypatch.setattr(verifying, "measure", lambda *a, label, **k: Measurement(label, 1.0, 1, 1, 1, 1.0))
+pytestmark = pytest.mark.usefixtures("nothing_is_measured")
 
 
 def compressed(kind, ratio=8, **options):

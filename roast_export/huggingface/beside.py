@@ -12,6 +12,7 @@ from pathlib import Path
 
 from roast_export.errors import ExportError, LoadError
 from roast_export.huggingface.folder import CONFIG, SENTENCE, Folder, read_json
+from roast_export.watched import goes_with_the_child
 
 TOKENIZER = (
     "tokenizer.json",
@@ -55,6 +56,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise ExportError(f"cannot write into {path.absolute().parent}: {error.strerror}") from error
     try:
+        goes_with_the_child(made)
         # mkdtemp keeps others out; a folder of results has the rights of any new folder.
         made.chmod(0o777 & ~_umask())
         yield made
@@ -71,10 +73,17 @@ def _umask() -> int:
     return mask
 
 
-def copy_beside(folder: Folder, target: Path) -> None:
-    """Tokenizer, preprocessor and generation files, those that are there."""
+def copy_beside(folder: Folder, target: Path, output: Path | None = None) -> None:
+    """Tokenizer, preprocessor and generation files, those that are there.
+
+    output: the folder that `target` is moved into. What it has stays as it is.
+
+    Raises:
+        LoadError: one is a link out of the model's folder.
+    """
     for name in (*TOKENIZER, *OTHERS):
-        if (folder.path / name).is_file() and not (target / name).exists():
+        there = any(os.path.lexists(place / name) for place in (target, output or target))
+        if (folder.path / name).is_file() and not there:
             _check_link(folder.path / name, folder.pipeline or folder.path)
             shutil.copyfile(folder.path / name, target / name)
 
@@ -88,10 +97,27 @@ def _check_link(path: Path, folder: Path) -> None:
         raise LoadError(f"{path} is a link out of {folder}; put the file itself in its place")
 
 
-def copy_config(folder: Folder, target: Path) -> None:
-    """config.json beside an exported file, which holds the records itself."""
+def copy_config(folder: Folder, target: Path, output: Path) -> None:
+    """config.json beside an exported file, which holds the records itself.
+
+    output: the folder that `target` is moved into.
+
+    Raises:
+        ExportError: a config.json of another model would be lost.
+    """
+    there = output / CONFIG
+    if os.path.lexists(there) and not _is_config_of(folder, there):
+        raise ExportError(f"{there} is of another model; move it away or choose another folder with -o")
     config = {key: value for key, value in folder.config.items() if key != "quantization_config"}
     (target / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _is_config_of(folder: Folder, path: Path) -> bool:
+    try:
+        kind = read_json(path).get("model_type")
+    except LoadError:
+        return False
+    return kind is not None and kind == folder.config.get("model_type")
 
 
 def copy_pipeline(folder: Folder, target: Path) -> Path:
